@@ -1,0 +1,2 @@
+// Package queue is durable store-and-forward: append, read, acknowledge, prune.
+package queue

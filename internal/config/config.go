@@ -1,0 +1,246 @@
+package config
+
+import "time"
+
+// Config is one loaded file. Load is the only source of sound values.
+type Config struct {
+	File       string // absolute path
+	StateDir   string
+	Hub        Hub // as under hub:; what an identity uses is Identity.Hub
+	Identities []Identity
+	Downstream Downstream
+	Routes     []Route // first match wins
+	Queue      Journal
+	Admin      Admin
+	Log        Log
+
+	// Warnings are worth one log line each at start; none prevents running.
+	Warnings []Problem
+}
+
+// Names lists the identities in the order of the file.
+func (c *Config) Names() []string {
+	names := make([]string, len(c.Identities))
+	for i := range c.Identities {
+		names[i] = c.Identities[i].Name
+	}
+	return names
+}
+
+// Transports to the hub.
+const (
+	TransportMQTT   = "mqtt"    // port 8883
+	TransportMQTTWS = "mqtt-ws" // port 443
+	TransportAuto   = "auto"    // mqtt, then mqtt-ws when 8883 is blocked
+)
+
+// Hub says how to reach IoT Hub.
+type Hub struct {
+	Trust         []string // PEM files with extra roots; absolute, existed at load
+	SystemRoots   bool
+	Transport     string
+	Proxy         Proxy
+	KeepAlive     time.Duration // whole seconds, 1 s to 1177 s
+	KeepAliveAuto bool          // grow KeepAlive while the link holds
+	Window        int           // unacknowledged publishes per identity, 1 to 65535
+
+	// Per second, over all identities in Config.Hub. Inside an identity they
+	// bound that identity alone, beside the shared bound.
+	ConnectRate float64 // above 0
+	SendRate    float64 // 0 = no limit
+}
+
+// Identity is one device or module of a hub.
+type Identity struct {
+	Name     string // unique; one topic level: no / + #
+	HostName string // of the hub: TLS name and user name
+	DeviceID string
+	ModuleID string // "" for a device
+	// GatewayHostName is the host to dial instead of HostName, without a port;
+	// only a connection string has it. Address goes before it.
+	GatewayHostName string
+	Address         string // host:port to dial, or ""
+	Hub             Hub    // Config.Hub with this identity's own keys on top
+
+	Certificate Certificate
+	// AllowCNMismatch admits a certificate whose CN is another than the
+	// identity, as the hub does where it compares thumbprints.
+	AllowCNMismatch bool
+	KeepLastGood    string // KeepInMemory or KeepOnDisk
+	Commands        Commands
+	Queue           Limits
+}
+
+// HubID is what the hub calls the identity, and the CN its certificate has:
+// deviceId or deviceId/moduleId.
+func (id *Identity) HubID() string {
+	if id.ModuleID == "" {
+		return id.DeviceID
+	}
+	return id.DeviceID + "/" + id.ModuleID
+}
+
+// Where the last good credential is kept.
+const (
+	KeepInMemory = "memory"
+	KeepOnDisk   = "disk"
+)
+
+// Certificate names the files of one credential, absolute: either Cert and Key
+// or PKCS12. They may be missing.
+type Certificate struct {
+	Cert, Key, PKCS12, PassphraseFile string
+}
+
+// Commands says what is brought down from the hub.
+type Commands struct {
+	C2D, Methods, Twin bool
+}
+
+// What happens to a reading when an identity's queue is full.
+const (
+	WhenFullRefuse     = "refuse"
+	WhenFullDropOldest = "drop-oldest"
+)
+
+// Limits bound one identity's queue.
+type Limits struct {
+	MaxBytes int64
+	MaxAge   time.Duration // 0 = kept until delivered
+	WhenFull string        // WhenFullRefuse or WhenFullDropOldest
+}
+
+// Journal bounds the one journal of all identities.
+type Journal struct {
+	SyncInterval  time.Duration // 0 = every group is synced at once
+	MaxBytes      int64         // for the whole state directory; 0 = no bound
+	SegmentBytes  int64
+	SetAsideAfter int // connections one message may kill; 0 = never set aside
+}
+
+// Downstream is the local side.
+type Downstream struct {
+	MQTT   []MQTT
+	HTTP   []HTTP
+	Broker []Broker
+}
+
+// MQTT is one MQTT listener.
+type MQTT struct {
+	Listen         Address
+	TLS            ListenTLS
+	UsersFile      string // absolute, existed at load; "" = none
+	Anonymous      bool   // clients without a user are let in; never true by default beyond loopback and sockets
+	MaxConnections int
+	MaxPacket      int // bytes of one packet
+}
+
+// HTTP is one HTTP listener. With neither TokenFile nor TLS.ClientCA it is on
+// loopback or a socket.
+type HTTP struct {
+	Listen    Address
+	TLS       ListenTLS
+	TokenFile string // absolute, existed at load; "" = none
+}
+
+// ListenTLS holds absolute paths that existed at load. Cert and Key are both
+// set or both empty; ClientCA only with them.
+type ListenTLS struct {
+	Cert, Key, ClientCA string
+}
+
+// Enabled tells whether the listener speaks TLS.
+func (t ListenTLS) Enabled() bool { return t.Cert != "" }
+
+// Broker is an MQTT 5 broker that gatewayd subscribes to.
+type Broker struct {
+	URL       string // mqtt:// or mqtts://, with port
+	ClientID  string
+	Subscribe []string
+}
+
+// Route decides over readings whose local topic matches.
+type Route struct {
+	Name            string            // as in messages: routes[0]
+	Match           string            // MQTT topic filter
+	To              string            // identity, or a text with {n}: what the n-th wildcard matched
+	Properties      map[string]string // values may hold {n}
+	ContentType     string            // "" = none
+	ContentEncoding string            // "" = none
+	Output          string            // module output; "" = none
+	Pack            Pack
+	MaxAge          time.Duration // 0 = the identity's
+	Priority        int           // 0 to 9, higher first
+}
+
+// Pack says how several readings become one hub message.
+type Pack struct {
+	MaxBytes int64 // 0 = off
+	MaxDelay time.Duration
+}
+
+// Admin is the operator's listener.
+type Admin struct {
+	Listen Address // not Enabled = none
+}
+
+// Log says what the log looks like.
+type Log struct {
+	Level  string // debug, info, warn, error
+	Format string // auto, console, json
+}
+
+// Defaults is a configuration with every default and nothing that has none:
+// no identities, listeners or routes. StateDir is absolute.
+func Defaults() Config {
+	admin, _ := ParseAddress(defaultAdmin)
+	return Config{
+		StateDir: "/var/lib/gatewayd",
+		Hub: Hub{
+			SystemRoots: true,
+			Transport:   TransportMQTT,
+			KeepAlive:   4 * time.Minute,
+			Window:      16,
+			ConnectRate: 10,
+		},
+		Queue: Journal{SegmentBytes: 16 << 20, SetAsideAfter: 5},
+		Admin: Admin{Listen: admin},
+		Log:   Log{Level: "info", Format: "auto"},
+	}
+}
+
+const (
+	defaultAdmin = "127.0.0.1:9180"
+	defaultMQTT  = "127.0.0.1:1883"
+	defaultHTTP  = "127.0.0.1:8080"
+)
+
+// defaultIdentity has every default of one identity below the given hub: keys.
+func defaultIdentity(hub Hub) Identity {
+	return Identity{
+		Hub:          hub,
+		KeepLastGood: KeepInMemory,
+		Commands:     Commands{C2D: true, Methods: true, Twin: true},
+		Queue:        Limits{MaxBytes: 1 << 30, MaxAge: 168 * time.Hour, WhenFull: WhenFullRefuse},
+	}
+}
+
+func defaultMQTTListener() MQTT {
+	a, _ := ParseAddress(defaultMQTT)
+	return MQTT{Listen: a, MaxConnections: 10_000, MaxPacket: 256 << 10}
+}
+
+func defaultHTTPListener() HTTP {
+	a, _ := ParseAddress(defaultHTTP)
+	return HTTP{Listen: a}
+}
+
+// defaultRoute labels readings as JSON because the hub treats a body without
+// both labels as opaque: it cannot be routed on.
+func defaultRoute() Route {
+	return Route{
+		ContentType:     "application/json",
+		ContentEncoding: "utf-8",
+		Pack:            Pack{MaxDelay: time.Second},
+	}
+}

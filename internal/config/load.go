@@ -1,0 +1,139 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+
+	"gopkg.in/yaml.v3"
+)
+
+// maxFile bounds the file before anything is parsed.
+const maxFile = 1 << 20
+
+// Load reads and checks a file. The error is always an *Error.
+func Load(name string) (*Config, error) {
+	data, err := read(name)
+	if err != nil {
+		return nil, &Error{Problems: []Problem{{File: name, Reason: err.Error()}}}
+	}
+	return Parse(name, data)
+}
+
+func read(name string) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		var pe *fs.PathError
+		if errors.As(err, &pe) {
+			return nil, pe.Err
+		}
+		return nil, err
+	}
+	defer f.Close()
+	if fi, err := f.Stat(); err == nil && fi.IsDir() {
+		return nil, errors.New("is a folder where a file is needed")
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > maxFile {
+		return nil, fmt.Errorf("is larger than %s", sizeString(maxFile))
+	}
+	return data, nil
+}
+
+// Parse checks the content of a file that is called name; relative paths are
+// resolved against that name's folder. The error is always an *Error.
+func Parse(name string, data []byte) (*Config, error) {
+	abs, err := filepath.Abs(name)
+	if err != nil {
+		return nil, &Error{Problems: []Problem{{File: name, Reason: err.Error()}}}
+	}
+	d := &decoder{file: name, dir: filepath.Dir(abs), lines: map[string]int{}}
+	c := Defaults()
+	c.File = abs
+	if root := d.document(data); root != nil {
+		d.config(root, &c)
+		d.cross(&c)
+	}
+	if err := d.err(); err != nil {
+		return nil, err
+	}
+	slices.SortStableFunc(d.warnings, byLine)
+	c.Warnings = d.warnings
+	return &c, nil
+}
+
+// document parses the one YAML document, or reports why it cannot.
+func (d *decoder) document(data []byte) *yaml.Node {
+	if len(data) > maxFile {
+		d.reportLine(0, "", "is larger than %s", sizeString(maxFile))
+		return nil
+	}
+	dec := yaml.NewDecoder(bytes.NewReader(data))
+	var doc, more yaml.Node
+	switch err := dec.Decode(&doc); {
+	case errors.Is(err, io.EOF):
+		d.reportLine(0, "", "is empty")
+		return nil
+	case err != nil:
+		d.syntax(err)
+		return nil
+	}
+	switch err := dec.Decode(&more); {
+	case err == nil:
+		d.reportLine(more.Line, "", "holds a second document; one is all there can be")
+		return nil
+	case !errors.Is(err, io.EOF):
+		d.syntax(err)
+		return nil
+	}
+	return doc.Content[0]
+}
+
+// syntax takes the line out of the library's "yaml: line 7: reason".
+func (d *decoder) syntax(err error) {
+	reason := strings.TrimPrefix(err.Error(), "yaml: ")
+	line := 0
+	if rest, ok := strings.CutPrefix(reason, "line "); ok {
+		if number, after, ok := strings.Cut(rest, ": "); ok {
+			if n, err := strconv.Atoi(number); err == nil {
+				line, reason = n, after
+			}
+		}
+	}
+	if looksSecret(reason) {
+		reason = "syntax error"
+	}
+	d.reportLine(line, "", "is not YAML: %s", reason)
+}
+
+// checkName tells what is wrong with an identity's name, or "". Names stand in
+// topics, routes, URLs and metrics.
+func checkName(s string) string {
+	const most = 2*maxID + 1
+	switch {
+	case s == "":
+		return "is empty"
+	case len(s) > most:
+		return fmt.Sprintf("has %d bytes; at most %d are possible", len(s), most)
+	case s == "." || s == "..":
+		return fmt.Sprintf("%s cannot be a name", quote(s))
+	case strings.ContainsAny(s, "/+#{}"):
+		return fmt.Sprintf("%s holds one of / + # { }, which topics and routes need for themselves", quote(s))
+	case strings.ContainsFunc(s, func(r rune) bool {
+		return unicode.IsControl(r) || unicode.IsSpace(r) || r == unicode.ReplacementChar
+	}):
+		return fmt.Sprintf("%s holds a space or a control character", quote(s))
+	}
+	return ""
+}

@@ -1,0 +1,208 @@
+package config
+
+import (
+	"math"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"gopkg.in/yaml.v3"
+)
+
+func item(path string, i int) string { return path + "[" + strconv.Itoa(i) + "]" }
+
+func (d *decoder) downstream(o *object, down *Downstream) {
+	o.list("mqtt", func(n *yaml.Node, path string) { down.MQTT = append(down.MQTT, d.mqtt(n, path)) })
+	o.list("http", func(n *yaml.Node, path string) { down.HTTP = append(down.HTTP, d.http(n, path)) })
+	if o.has("broker") {
+		o.list("broker", func(n *yaml.Node, path string) { down.Broker = append(down.Broker, d.broker(n, path)) })
+		if len(down.Broker) > 0 {
+			o.refuse("broker", "")
+		}
+	} else {
+		o.known = append(o.known, "broker")
+	}
+	o.finish()
+}
+
+func (d *decoder) mqtt(n *yaml.Node, path string) MQTT {
+	o := d.object(n, path)
+	m := defaultMQTTListener()
+	o.listen(&m.Listen, &m.TLS)
+	o.file("users_file", &m.UsersFile, d.report)
+	o.boolean("anonymous", &m.Anonymous)
+	o.whole("max_connections", &m.MaxConnections, 1, 1_000_000)
+	packet := int64(m.MaxPacket)
+	o.size("max_packet", &packet, 1<<10, 16<<20)
+	m.MaxPacket = int(packet)
+	o.finish()
+	if m.UsersFile == "" && m.TLS.ClientCA == "" && !m.Anonymous {
+		if m.Anonymous = m.Listen.Local(); !m.Anonymous {
+			d.report(o.child("listen"), "%s can be reached from other machines: give users_file or tls.client_ca, or write anonymous: true", m.Listen)
+		}
+	}
+	return m
+}
+
+func (d *decoder) http(n *yaml.Node, path string) HTTP {
+	o := d.object(n, path)
+	h := defaultHTTPListener()
+	o.listen(&h.Listen, &h.TLS)
+	o.file("token_file", &h.TokenFile, d.report)
+	o.finish()
+	if h.TokenFile == "" && h.TLS.ClientCA == "" && !h.Listen.Local() {
+		d.report(o.child("listen"), "%s can be reached from other machines: give token_file or tls.client_ca", h.Listen)
+	}
+	return h
+}
+
+// listen reads an address and its TLS files. Certificates mean TLS whatever
+// the scheme says: what was meant to be private is never served in the open.
+func (o *object) listen(a *Address, t *ListenTLS) {
+	d := o.d
+	o.address("listen", a)
+	if !a.Enabled() {
+		d.report(o.child("listen"), "is empty; take the whole listener out")
+	}
+	files := o.object("tls")
+	files.file("cert", &t.Cert, d.report)
+	files.file("key", &t.Key, d.report)
+	files.file("client_ca", &t.ClientCA, d.report)
+	files.finish()
+	switch {
+	case files.broken:
+	case (t.Cert == "") != (t.Key == ""):
+		d.report(files.path, "cert and key belong together; one is missing")
+	case t.ClientCA != "" && t.Cert == "":
+		d.report(files.path, "client_ca needs cert and key")
+	case a.TLS && t.Cert == "":
+		d.report(o.child("listen"), "tls:// needs tls.cert and tls.key")
+	case a.Network == "tcp" && t.Cert != "":
+		a.TLS = true
+	}
+}
+
+func (d *decoder) broker(n *yaml.Node, path string) Broker {
+	o := d.object(n, path)
+	b := Broker{ClientID: "gatewayd"}
+	o.text("url", &b.URL)
+	o.text("client_id", &b.ClientID)
+	b.Subscribe = o.texts("subscribe")
+	o.finish()
+	if o.broken {
+		return b
+	}
+	u, err := url.Parse(b.URL)
+	if err != nil || u.Scheme != "mqtt" && u.Scheme != "mqtts" || u.User != nil || hostPort(u.Host, 1) != nil {
+		d.report(o.child("url"), "is not mqtt://host:port or mqtts://host:port")
+	}
+	if len(b.Subscribe) == 0 {
+		d.report(o.child("subscribe"), "is missing or empty: nothing would come from this broker")
+	}
+	for i, f := range b.Subscribe {
+		if f != "" && !validFilter(f) {
+			d.report(item(o.child("subscribe"), i), "%s is not a topic filter", quote(f))
+		}
+	}
+	return b
+}
+
+func (d *decoder) route(n *yaml.Node, path string) Route {
+	o := d.object(n, path)
+	r := defaultRoute()
+	r.Name = path
+	o.text("match", &r.Match)
+	o.text("to", &r.To)
+	o.properties(&r)
+	o.text("content_type", &r.ContentType)
+	o.text("content_encoding", &r.ContentEncoding)
+	o.text("output", &r.Output)
+	p := o.object("pack")
+	p.sizeOrOff("max_bytes", &r.Pack.MaxBytes, 256, 256<<10)
+	p.duration("max_delay", &r.Pack.MaxDelay, time.Millisecond, time.Hour)
+	p.finish()
+	o.duration("max_age", &r.MaxAge, 0, longest)
+	o.whole("priority", &r.Priority, 0, 9)
+	o.finish()
+	if o.broken {
+		return r
+	}
+	switch {
+	case r.Match == "":
+		d.report(o.path, "match is missing")
+	case !validFilter(r.Match):
+		d.report(o.child("match"), "%s is not a topic filter (+ for one level, # for the rest at the end)", quote(r.Match))
+	}
+	if r.To == "" {
+		d.report(o.path, "to is missing")
+	}
+	for _, key := range []string{"content_type", "content_encoding", "output"} {
+		if v := o.values[key]; v != nil && !printable(v.Value) {
+			d.report(o.child(key), "%s holds a control character or too many", quote(v.Value))
+		}
+	}
+	return r
+}
+
+// properties reads what is added to each message. Keys that start with "$." or
+// "iothub-" belong to the hub.
+func (o *object) properties(r *Route) {
+	d := o.d
+	p := o.object("properties")
+	p.known = append(p.known, "")
+	r.Properties = map[string]string{}
+	for _, k := range p.keys {
+		at := p.child(k.Value)
+		s, ok := d.text(p.take(k.Value), at)
+		if !ok {
+			continue
+		}
+		switch low := strings.ToLower(k.Value); {
+		case k.Value == "" || len(k.Value) > 128 || !printable(k.Value):
+			d.report(at, "a property needs a name of 1 to 128 printable characters")
+		case strings.HasPrefix(k.Value, "$.") || strings.HasPrefix(low, "iothub-"):
+			d.report(at, "names that start with $. or iothub- belong to the hub")
+		case !printable(s):
+			d.report(at, "%s holds a control character or too many", quote(s))
+		default:
+			r.Properties[k.Value] = s
+		}
+	}
+}
+
+func printable(s string) bool {
+	return len(s) <= 4096 && utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f })
+}
+
+// validFilter is MQTT's rule (4.7.1): + alone in its level, # alone in the
+// last one. This package stands below the codec, so it has its own reading.
+func validFilter(s string) bool {
+	if s == "" || len(s) > math.MaxUint16 || !utf8.ValidString(s) || strings.ContainsRune(s, 0) {
+		return false
+	}
+	levels := strings.Split(s, "/")
+	for i, l := range levels {
+		if len(l) > 1 && strings.ContainsAny(l, "+#") || l == "#" && i != len(levels)-1 {
+			return false
+		}
+	}
+	return true
+}
+
+// wildcards counts what {1}, {2}... can stand for.
+func wildcards(filter string) int { return strings.Count(filter, "+") + strings.Count(filter, "#") }
+
+// placeholders are the numbers of {n} in s, in order.
+func placeholders(s string) []int {
+	var all []int
+	for _, m := range regexp.MustCompile(`\{([0-9]{1,4})\}`).FindAllStringSubmatch(s, -1) {
+		n, err := strconv.Atoi(m[1])
+		if err == nil {
+			all = append(all, n)
+		}
+	}
+	return all
+}

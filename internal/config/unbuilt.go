@@ -1,0 +1,43 @@
+package config
+
+import "strings"
+
+// unbuilt lists the keys, or key=value, whose feature this version lacks. They
+// are parsed and checked like all others, and refused unless they have their
+// default. Deleting a row switches a feature on. "hub." rows hold for an
+// identity's own keys too.
+func unbuilt(key string) bool {
+	switch key {
+	case "hub.transport",
+		"hub.proxy",
+		"hub.keepalive=auto",
+		"hub.send_rate",
+		"identities[].keep_last_good=disk",
+		"downstream.broker",
+		"routes[].pack.max_bytes":
+		return true
+	}
+	return false
+}
+
+// refuse reports a value that only a later version can honour.
+func (o *object) refuse(key, value string) bool {
+	pattern := o.child(key)
+	for {
+		a := strings.IndexByte(pattern, '[')
+		b := strings.IndexByte(pattern, ']')
+		if a < 0 || b <= a+1 {
+			break
+		}
+		pattern = pattern[:a] + "<>" + pattern[b+1:]
+	}
+	pattern = strings.ReplaceAll(pattern, "<>", "[]")
+	asHub := "hub." + strings.TrimPrefix(pattern, "identities[].")
+	for _, p := range []string{pattern, asHub} {
+		if unbuilt(p) || unbuilt(p+"="+value) {
+			o.d.report(o.child(key), "this version of gatewayd has only the default here; leave the key out")
+			return true
+		}
+	}
+	return false
+}

@@ -56,6 +56,7 @@ type Leaf struct {
 	NoClientAuth bool          // extended key usage present but without clientAuth
 	IsCA         bool          // basic constraints say CA, which a hub refuses for a device
 	Serial       *big.Int      // nil: random, 63 bits
+	ManagedID    string        // the subject's serialNumber attribute, for certificates that a hub manages
 }
 
 // Pair is an issued certificate with its key.
@@ -228,7 +229,7 @@ func leafTemplate(l Leaf) (*x509.Certificate, error) {
 	now := time.Now()
 	tmpl := &x509.Certificate{
 		SerialNumber:          serial,
-		Subject:               pkix.Name{CommonName: l.CN},
+		Subject:               pkix.Name{CommonName: l.CN, SerialNumber: l.ManagedID},
 		NotBefore:             orTime(l.NotBefore, now.Add(-backdate)),
 		NotAfter:              orTime(l.NotAfter, now.Add(leafLifetime)),
 		KeyUsage:              x509.KeyUsageDigitalSignature,

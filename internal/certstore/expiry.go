@@ -1,0 +1,51 @@
+package certstore
+
+import (
+	"time"
+
+	"go.uber.org/zap/zapcore"
+)
+
+// expiryStage counts the warnings that a certificate's age has passed; more is worse.
+type expiryStage int
+
+type expiryStep struct {
+	name  string
+	left  time.Duration
+	level zapcore.Level
+}
+
+// expirySteps are the warnings for a certificate that lives for life, the mildest first. Parts of a life suit
+// certificates of a day as well as those of a year; fixed times are what a person plans with, and are left out where the
+// whole life is too short for them to say anything.
+func expirySteps(life time.Duration) []expiryStep {
+	steps := []expiryStep{
+		{"1/3", life / 3, zapcore.WarnLevel},
+		{"1/10", life / 10, zapcore.WarnLevel},
+		{"1/20", life / 20, zapcore.ErrorLevel},
+	}
+	for _, fixed := range []expiryStep{{"7d", 7 * 24 * time.Hour, zapcore.WarnLevel}, {"1d", 24 * time.Hour, zapcore.ErrorLevel}, {"1h", time.Hour, zapcore.ErrorLevel}} {
+		if fixed.left >= life/3 {
+			continue
+		}
+		at := len(steps)
+		for at > 0 && steps[at-1].left < fixed.left {
+			at--
+		}
+		steps = append(steps[:at], append([]expiryStep{fixed}, steps[at:]...)...)
+	}
+	return append(steps, expiryStep{"expired", 0, zapcore.ErrorLevel})
+}
+
+// expiryOf returns the stage that c is in and its step; stage 0 has none.
+func expiryOf(c *Credential, now time.Time) (expiryStage, expiryStep) {
+	left := c.leaf.NotAfter.Sub(now)
+	var stage expiryStage
+	var at expiryStep
+	for i, step := range expirySteps(c.leaf.NotAfter.Sub(c.leaf.NotBefore)) {
+		if left <= step.left {
+			stage, at = expiryStage(i+1), step
+		}
+	}
+	return stage, at
+}

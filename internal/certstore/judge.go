@@ -1,0 +1,296 @@
+package certstore
+
+import (
+	"fmt"
+	"io/fs"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+func (s *Store) follower() *follower {
+	return &follower{event: s.event, poke: s.poke, paths: s.watched, look: s.look, judge: s.judge, tick: s.tick, judged: s.first,
+		settling: func(on bool) { s.update(func() { s.settling = on }) }}
+}
+
+// watched lists the files whose place is watched, whether they exist or not.
+func (s *Store) watched() []string {
+	s.mu.Lock()
+	src := s.source
+	s.mu.Unlock()
+	paths := src.files()
+	if src.PKCS12 != "" {
+		return append(paths, src.PKCS12+stagedSuffix)
+	}
+	paths = append(paths, src.Cert+stagedSuffix)
+	if src.Key != "" && src.Key != src.Cert {
+		paths = append(paths, src.Key+stagedSuffix)
+	}
+	return paths
+}
+
+func (s *Store) look(read func(Source) sight) view {
+	s.mu.Lock()
+	src := s.source
+	s.mu.Unlock()
+	sights := []sight{read(src)}
+	if staged, ok := src.stagedSource(); ok {
+		sights = append(sights, read(staged))
+	}
+	return newView(sights...)
+}
+
+// judge offers what the files hold. Something that parses but looks half written, such as a chain that lost its
+// intermediates, has to stay as it is for longer before it is believed.
+func (s *Store) judge(v view, stable time.Duration) (again bool) {
+	current := s.Current()
+	type finding struct {
+		sight sight
+		cred  *Credential
+		err   error
+	}
+	found := make([]finding, len(v.sights))
+	for i, sight := range v.sights {
+		c, err := sight.credential()
+		if err == nil {
+			err = s.acceptable(c, sight)
+		}
+		if err == nil && stable < doubtWait && current != nil && (len(c.doubts) > 0 || len(c.chain) < len(current.chain)) {
+			again = true
+		}
+		found[i] = finding{sight, c, err}
+	}
+	if again {
+		return true
+	}
+	s.update(func() {
+		if len(found) < 2 {
+			s.staged = slot{state: None}
+		}
+		for i, f := range found {
+			sl := &s.files
+			if i == 1 {
+				sl = &s.staged
+			}
+			s.offerLocked(sl, f.sight.content, f.cred, f.err)
+		}
+	})
+	return false
+}
+
+// acceptable applies the rules that hold before any dial.
+func (s *Store) acceptable(c *Credential, from sight) error {
+	if err := nameProblem(c, s.o.CommonName); err != nil {
+		return err
+	}
+	loose := looseMode(from.files[from.src.keyPath()].info)
+	s.mu.Lock()
+	first := s.current == nil && !s.known
+	s.looseKey = ""
+	if loose != 0 {
+		s.looseKey = fmt.Sprintf("%s has mode %04o", from.src.keyPath(), loose)
+	}
+	s.mu.Unlock()
+	if loose != 0 && first {
+		return &Invalid{Reason: fmt.Sprintf("the private key file %s may be read or written by others (mode %04o)", from.src.keyPath(), loose), Hint: "chmod 600, or 640 with the daemon's group", Fingerprint: c.fingerprint}
+	}
+	return nil
+}
+
+// looseMode returns the mode of a key file that others may read or its group may write, else 0. Reading by the group is
+// how a daemon under its own user gets at a key that root owns, and how Kubernetes (fsGroup) and systemd hand out theirs.
+func looseMode(info fs.FileInfo) fs.FileMode {
+	if info == nil || info.Mode().Perm()&0o027 == 0 {
+		return 0
+	}
+	return info.Mode().Perm()
+}
+
+// preferFilesLocked drops a remembered credential that is out of date when the files hold a better one.
+func (s *Store) preferFilesLocked() {
+	now, _ := s.o.Clock.Now()
+	if s.fromLastGood && s.files.cred != nil && now.After(s.current.leaf.NotAfter) {
+		s.current, s.fromLastGood = s.files.cred, false
+		s.files = slot{state: None, content: s.files.content}
+	}
+	if s.fromLastGood {
+		s.say(zap.WarnLevel, "the last good certificate is kept until the files hold one that works", credFields(s.current)...)
+	}
+}
+
+// tick does what time asks for: validity that begins or ends, retries that fall due, expiry, what could not be persisted.
+func (s *Store) tick(now time.Time) time.Time {
+	var next time.Time
+	s.update(func() {
+		for _, sl := range s.slots() {
+			s.blockedLocked(sl)
+			s.patienceLocked(sl, now)
+			if sl.next.After(now) {
+				next = earliest(next, sl.next)
+			}
+		}
+		s.expiryLocked()
+		s.wakeLocked(now)
+		if free := s.busyUntil.Add(-(trialBurst - 1) * s.o.TrialSpacing); free.After(now) {
+			next = earliest(next, free)
+		}
+	})
+	s.persist()
+	return next
+}
+
+// blockedLocked follows a candidate's validity.
+func (s *Store) blockedLocked(sl *slot) {
+	if sl.cred == nil {
+		return
+	}
+	was := sl.blocked
+	sl.blocked = s.worthLocked(sl.cred)
+	if sl.blocked == was {
+		return
+	}
+	leaf := sl.cred.leaf
+	fields := []zap.Field{zap.String("fingerprint", sl.cred.fingerprint), zap.Time("not_before", leaf.NotBefore), zap.Time("not_after", leaf.NotAfter)}
+	switch sl.blocked {
+	case Refused:
+		sl.reason, sl.hint = "expired on "+stamp(leaf.NotAfter), "renew it; the current certificate is still valid"
+		s.say(zap.WarnLevel, "certificate refused, the current one carries on", append(fields, zap.String("reason", sl.reason))...)
+	case Early:
+		sl.reason, sl.hint = "not valid before "+stamp(leaf.NotBefore), "it is tried then; is the clock of the issuer ahead?"
+		s.say(zap.InfoLevel, "certificate candidate waits for its validity", fields...)
+	default:
+		sl.reason, sl.hint = "", ""
+	}
+}
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+// patienceLocked speaks up when files stay unusable for longer than a replacement takes.
+func (s *Store) patienceLocked(sl *slot, now time.Time) {
+	if sl.state != Waits {
+		return
+	}
+	warn := 30 * time.Second
+	if sl.kind == Torn {
+		warn = 10 * time.Second
+	}
+	level := zap.InfoLevel
+	switch waited := now.Sub(sl.since); {
+	case waited >= 10*time.Minute && s.current != nil:
+		level = zap.ErrorLevel
+	case waited >= warn:
+		level = zap.WarnLevel
+	}
+	if level <= sl.told {
+		return
+	}
+	sl.told = level
+	text := "certificate files are not usable, the current certificate carries on"
+	if s.current == nil {
+		text = "no certificate yet, waiting for the files"
+	}
+	s.say(level, text, zap.String("reason", sl.reason))
+}
+
+// expiryLocked says each warning once.
+func (s *Store) expiryLocked() {
+	if s.current == nil {
+		return
+	}
+	now, _ := s.o.Clock.Now()
+	if s.expiryFor != s.current.fingerprint {
+		s.expiry, s.expiryFor = 0, s.current.fingerprint
+	}
+	stage, step := expiryOf(s.current, now)
+	if stage > s.expiry {
+		text := "certificate expires"
+		if step.left == 0 {
+			text = "certificate expired"
+		}
+		s.say(step.level, text, zap.String("fingerprint", s.current.fingerprint), zap.Time("not_after", s.current.leaf.NotAfter), zap.String("left", step.name))
+	}
+	s.expiry = stage
+}
+
+// wakeLocked tells the session when another credential has fallen due or the clock has changed.
+func (s *Store) wakeLocked(now time.Time) {
+	if g := s.o.Clock.generation(); g != s.clockGen {
+		s.clockGen = g
+		wake(s.changed)
+	}
+	due, held := "", false
+	if sl := s.dueLocked(now); sl != nil {
+		due = sl.cred.fingerprint
+	} else {
+		for _, sl := range s.slots() {
+			held = held || s.readyLocked(sl, now)
+		}
+	}
+	if held && !s.heldBack {
+		s.say(zapcore.WarnLevel, "certificates change faster than cut-overs are allowed, the newest waits", zap.Duration("wait", time.Until(s.busyUntil)))
+	}
+	s.heldBack = held
+	if due != "" && due != s.offered {
+		wake(s.changed)
+	}
+	s.offered = due
+}
+
+// Status returns a copy of what the Store knows.
+func (s *Store) Status() Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now, trusted := s.o.Clock.Now()
+	st := Status{Identity: s.o.Identity, Watch: s.watch, Proved: s.proved, FromLastGood: s.fromLastGood, Generation: s.generation,
+		LastRotation: s.lastRotation, Gap: s.gap, Backwards: s.backwards, NotPersisted: s.notPersisted, ClockTrusted: trusted,
+		Committed: s.counters.committed, MissedTrials: s.counters.missed, RejectedTotal: s.counters.rejected, CandidatesTotal: s.counters.staged,
+		CandidateState: None}
+	st.Problems = append(st.Problems, s.where...)
+	if s.looseKey != "" {
+		st.Problems = append(st.Problems, s.looseKey+": others may read or change the private key")
+	}
+	if s.current != nil {
+		sum := Summarize(s.current, now)
+		st.Current = &sum
+		if stage, step := expiryOf(s.current, now); stage > 0 {
+			st.Expiry = step.name
+		}
+		if trusted && now.Before(s.current.leaf.NotBefore) {
+			st.Problems = append(st.Problems, "the current certificate is not valid before "+stamp(s.current.leaf.NotBefore))
+		}
+	}
+	s.candidateStatusLocked(&st, now, time.Now())
+	return st
+}
+
+func (s *Store) candidateStatusLocked(st *Status, validity, now time.Time) {
+	for _, sl := range s.slots() {
+		if sl.state == None || sl.state == "" {
+			continue
+		}
+		st.CandidateState, st.CandidateReason, st.CandidateHint = sl.state, sl.reason, sl.hint
+		st.Misses, st.NoVerdicts = sl.misses, sl.noVerdicts
+		if sl.cred != nil {
+			sum := Summarize(sl.cred, validity)
+			st.Candidate = &sum
+			st.NextRetry = sl.next.Round(0)
+			if free := s.busyUntil.Add(-(trialBurst - 1) * s.o.TrialSpacing); !s.spacedLocked(now) && free.After(sl.next) {
+				st.NextRetry = free.Round(0)
+			}
+			switch sl.blocked {
+			case Refused:
+				st.CandidateState, st.NextRetry = Refused, time.Time{}
+			case Early:
+				st.CandidateState, st.NextRetry = Early, sl.cred.leaf.NotBefore.Add(hubSkew)
+			}
+			if st.NextRetry.Before(now) {
+				st.NextRetry = time.Time{}
+			}
+		}
+		break
+	}
+	if s.settling && st.CandidateState == None {
+		st.CandidateState = Settling
+	}
+}

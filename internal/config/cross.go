@@ -140,13 +140,13 @@ func (d *decoder) listeners(c *Config) {
 		}
 		seen[a.Address] = path
 	}
+	look("admin.listen", c.Admin.Listen)
 	for i := range c.Downstream.MQTT {
 		look(item("downstream.mqtt", i)+".listen", c.Downstream.MQTT[i].Listen)
 	}
 	for i := range c.Downstream.HTTP {
 		look(item("downstream.http", i)+".listen", c.Downstream.HTTP[i].Listen)
 	}
-	look("admin.listen", c.Admin.Listen)
 	if c.Admin.Listen.Enabled() && !c.Admin.Listen.Local() {
 		d.warn("admin.listen", "%s can be reached from other machines: the page shows identities and topics to everybody", c.Admin.Listen)
 	}

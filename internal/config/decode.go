@@ -166,7 +166,7 @@ func (d *decoder) text(n *yaml.Node, path string) (string, bool) {
 	}
 	if n.Kind != yaml.ScalarNode || n.ShortTag() == "!!null" || n.ShortTag() == "!!bool" {
 		hint := ""
-		if n.Kind != yaml.SequenceNode {
+		if n.Kind != yaml.SequenceNode && !isNull(n) {
 			hint = " (put it in quotes)"
 		}
 		d.report(path, "is %s where text is needed%s", kind(n), hint)
@@ -181,12 +181,15 @@ func (o *object) scalar(key, what string, tags ...string) (string, bool) {
 	if n == nil {
 		return "", false
 	}
-	if n.Kind != yaml.ScalarNode || n.ShortTag() == "!!null" {
+	switch {
+	case n.Kind != yaml.ScalarNode || isNull(n):
 		o.d.report(o.child(key), "is %s where %s is needed", kind(n), what)
 		return "", false
-	}
-	if !slices.Contains(tags, n.ShortTag()) {
-		o.d.report(o.child(key), "%s is not %s", quote(n.Value), what)
+	case n.ShortTag() == "!!str":
+		o.d.report(o.child(key), "%s is text where %s is needed", quote(n.Value), what)
+		return "", false
+	case !slices.Contains(tags, n.ShortTag()):
+		o.d.report(o.child(key), "%s is not %s", n.Value, what)
 		return "", false
 	}
 	return n.Value, true
@@ -259,7 +262,7 @@ func (o *object) whole(key string, into *int, least, most int) {
 	}
 	v, err := strconv.Atoi(s)
 	if err != nil || v < least || v > most {
-		o.d.report(o.child(key), "%s is not a whole number from %d to %d", quote(s), least, most)
+		o.d.report(o.child(key), "%s is not a whole number from %d to %d", s, least, most)
 		return
 	}
 	set(o, key, into, v)
@@ -274,7 +277,7 @@ func (o *object) rate(key string, into *float64, zero string) {
 	v, err := strconv.ParseFloat(s, 64)
 	switch {
 	case err != nil || math.IsNaN(v) || math.IsInf(v, 0) || v < 0 || v > 1e6:
-		o.d.report(o.child(key), "%s is not a number per second up to 1000000", quote(s))
+		o.d.report(o.child(key), "%s is not a number per second from 0 to 1000000", s)
 	case v == 0 && zero != "":
 		o.d.report(o.child(key), "%s", zero)
 	default:
@@ -288,7 +291,7 @@ func (o *object) size(key string, into *int64, least, most int64) {
 	switch {
 	case !ok:
 	case v < least || v > most:
-		o.d.report(o.child(key), "%s is not from %s to %s", sizeString(v), sizeString(least), sizeString(most))
+		o.d.report(o.child(key), "%s is not %s", sizeString(v), sizeRange(least, most))
 	default:
 		set(o, key, into, v)
 	}
@@ -300,7 +303,7 @@ func (o *object) sizeOrOff(key string, into *int64, least, most int64) {
 	switch {
 	case !ok:
 	case v != 0 && (v < least || v > most):
-		o.d.report(o.child(key), "%s is not 0 or from %s to %s", sizeString(v), sizeString(least), sizeString(most))
+		o.d.report(o.child(key), "%s is neither 0 nor %s", sizeString(v), sizeRange(least, most))
 	default:
 		set(o, key, into, v)
 	}
@@ -335,6 +338,13 @@ func parseSize(s string) (int64, error) {
 	return v << shift, nil
 }
 
+func sizeRange(least, most int64) string {
+	if most == math.MaxInt64 {
+		return "at least " + sizeString(least)
+	}
+	return "from " + sizeString(least) + " to " + sizeString(most)
+}
+
 func sizeString(v int64) string {
 	for _, u := range []struct {
 		shift uint
@@ -357,8 +367,21 @@ func (o *object) duration(key string, into *time.Duration, least, most time.Dura
 	case err != nil:
 		o.d.report(o.child(key), "%s is not a duration (such as 15s, 30m, 168h)", quote(s))
 	case v < least || v > most:
-		o.d.report(o.child(key), "%s is not from %s to %s", quote(s), least, most)
+		o.d.report(o.child(key), "%s is not from %s to %s", s, durationString(least), durationString(most))
 	default:
 		set(o, key, into, v)
 	}
+}
+
+// durationString is what a person writes: 1177s, 168h.
+func durationString(v time.Duration) string {
+	switch {
+	case v == 0 || v%time.Second != 0:
+		return v.String()
+	case v%time.Hour == 0:
+		return strconv.FormatInt(int64(v/time.Hour), 10) + "h"
+	case v%time.Minute == 0:
+		return strconv.FormatInt(int64(v/time.Minute), 10) + "m"
+	}
+	return strconv.FormatInt(int64(v/time.Second), 10) + "s"
 }

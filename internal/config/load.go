@@ -9,7 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
+	"sort"
 	"strings"
 	"unicode"
 
@@ -63,7 +63,6 @@ func Parse(name string, data []byte) (*Config, error) {
 	c.File = abs
 	if root := d.document(data); root != nil {
 		d.config(root, &c)
-		d.cross(&c)
 	}
 	if err := d.err(); err != nil {
 		return nil, err
@@ -86,7 +85,7 @@ func (d *decoder) document(data []byte) *yaml.Node {
 		d.reportLine(0, "", "is empty")
 		return nil
 	case err != nil:
-		d.syntax(err)
+		d.syntax(err, data)
 		return nil
 	}
 	switch err := dec.Decode(&more); {
@@ -94,27 +93,50 @@ func (d *decoder) document(data []byte) *yaml.Node {
 		d.reportLine(more.Line, "", "holds a second document; one is all there can be")
 		return nil
 	case !errors.Is(err, io.EOF):
-		d.syntax(err)
+		d.syntax(err, data)
 		return nil
 	}
 	return doc.Content[0]
 }
 
-// syntax takes the line out of the library's "yaml: line 7: reason".
-func (d *decoder) syntax(err error) {
-	reason := strings.TrimPrefix(err.Error(), "yaml: ")
-	line := 0
-	if rest, ok := strings.CutPrefix(reason, "line "); ok {
-		if number, after, ok := strings.Cut(rest, ": "); ok {
-			if n, err := strconv.Atoi(number); err == nil {
-				line, reason = n, after
-			}
-		}
-	}
+// syntax reports what the YAML parser says, at the line where it says so.
+func (d *decoder) syntax(err error, data []byte) {
+	reason := syntaxReason(err)
+	lines := bytes.SplitAfter(bytes.TrimSuffix(data, []byte("\n")), []byte("\n"))
+	// The parser names the line where the enclosing block starts, or the one
+	// before the fault. The fault is on the last line of the shortest beginning
+	// of the file that fails in the same way.
+	line := 1 + sort.Search(len(lines)-1, func(n int) bool {
+		err := wellFormed(bytes.Join(lines[:n+1], nil))
+		return err != nil && syntaxReason(err) == reason
+	})
 	if looksSecret(reason) {
 		reason = "syntax error"
 	}
 	d.reportLine(line, "", "is not YAML: %s", reason)
+}
+
+func wellFormed(data []byte) error {
+	dec := yaml.NewDecoder(bytes.NewReader(data))
+	for {
+		var doc yaml.Node
+		if err := dec.Decode(&doc); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+}
+
+// syntaxReason is the library's "yaml: line 7: reason" without the number.
+func syntaxReason(err error) string {
+	reason := strings.TrimPrefix(err.Error(), "yaml: ")
+	if rest, ok := strings.CutPrefix(reason, "line "); ok {
+		if number, after, ok := strings.Cut(rest, ": "); ok && strings.Trim(number, "0123456789") == "" {
+			return after
+		}
+	}
+	return reason
 }
 
 // checkName tells what is wrong with an identity's name, or "". Names stand in

@@ -39,7 +39,7 @@ func (d *decoder) mqtt(n *yaml.Node, path string) MQTT {
 	o.size("max_packet", &packet, 1<<10, 16<<20)
 	m.MaxPacket = int(packet)
 	o.finish()
-	if m.UsersFile == "" && m.TLS.ClientCA == "" && !m.Anonymous {
+	if m.UsersFile == "" && m.TLS.ClientCA == "" && !m.Anonymous && m.Listen.Enabled() {
 		if m.Anonymous = m.Listen.Local(); !m.Anonymous {
 			d.report(o.child("listen"), "%s can be reached from other machines: give users_file or tls.client_ca, or write anonymous: true", m.Listen)
 		}
@@ -53,7 +53,7 @@ func (d *decoder) http(n *yaml.Node, path string) HTTP {
 	o.listen(&h.Listen, &h.TLS)
 	o.file("token_file", &h.TokenFile, d.report)
 	o.finish()
-	if h.TokenFile == "" && h.TLS.ClientCA == "" && !h.Listen.Local() {
+	if h.TokenFile == "" && h.TLS.ClientCA == "" && h.Listen.Enabled() && !h.Listen.Local() {
 		d.report(o.child("listen"), "%s can be reached from other machines: give token_file or tls.client_ca", h.Listen)
 	}
 	return h
@@ -64,7 +64,7 @@ func (d *decoder) http(n *yaml.Node, path string) HTTP {
 func (o *object) listen(a *Address, t *ListenTLS) {
 	d := o.d
 	o.address("listen", a)
-	if !a.Enabled() {
+	if !a.Enabled() && d.ok(o.child("listen")) {
 		d.report(o.child("listen"), "is empty; take the whole listener out")
 	}
 	files := o.object("tls")
@@ -131,12 +131,13 @@ func (d *decoder) route(n *yaml.Node, path string) Route {
 		return r
 	}
 	switch {
+	case !d.ok(o.child("match")):
 	case r.Match == "":
 		d.report(o.path, "match is missing")
 	case !validFilter(r.Match):
 		d.report(o.child("match"), "%s is not a topic filter (+ for one level, # for the rest at the end)", quote(r.Match))
 	}
-	if r.To == "" {
+	if r.To == "" && d.ok(o.child("to")) {
 		d.report(o.path, "to is missing")
 	}
 	for _, key := range []string{"content_type", "content_encoding", "output"} {

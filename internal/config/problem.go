@@ -32,8 +32,12 @@ func (p Problem) String() string {
 	return b.String()
 }
 
-// maxShown bounds the text of an Error; the caller's screen is finite too.
-const maxShown = 50
+// maxProblems bounds what is collected, maxShown the text of an Error: the
+// reader's screen is finite too.
+const (
+	maxProblems = 1000
+	maxShown    = 50
+)
 
 // Error says why a file was refused. Nothing of the file is in use then.
 type Error struct {
@@ -62,6 +66,9 @@ func (d *decoder) report(path, format string, args ...any) {
 }
 
 func (d *decoder) reportLine(line int, path, format string, args ...any) {
+	if len(d.problems) == maxProblems {
+		return
+	}
 	d.problems = append(d.problems, Problem{File: d.file, Line: line, Path: path, Reason: fmt.Sprintf(format, args...)})
 }
 

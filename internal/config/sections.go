@@ -16,6 +16,9 @@ const longest = 10 * 365 * 24 * time.Hour
 // of what stands in identities:.
 func (d *decoder) config(root *yaml.Node, c *Config) {
 	o := d.object(root, "")
+	if o.broken {
+		return
+	}
 	o.text("state_dir", &c.StateDir)
 	if c.StateDir == "" {
 		d.report("state_dir", "is empty")
@@ -49,6 +52,7 @@ func (d *decoder) config(root *yaml.Node, c *Config) {
 	log.choice("format", &c.Log.Format, "auto", "console", "json")
 	log.finish()
 	o.finish()
+	d.cross(c)
 }
 
 // hub reads the keys of hub:, there or inside an identity.
@@ -174,6 +178,9 @@ func (o *object) names(id *Identity) {
 // name checks the name, or makes the default one.
 func (o *object) name(id *Identity) {
 	if o.has("name") {
+		if !o.d.ok(o.child("name")) {
+			return
+		}
 		o.wrong("name", checkName(id.Name))
 		return
 	}
@@ -217,13 +224,15 @@ func (o *object) texts(key string) []string {
 	return all
 }
 
+// address leaves no listener where the text is empty or wrong.
 func (o *object) address(key string, into *Address) {
-	s, ok := o.d.text(o.take(key), o.child(key))
-	if !ok {
+	if !o.has(key) {
+		o.known = append(o.known, key)
 		return
 	}
-	if s == "" {
-		*into = Address{}
+	*into = Address{}
+	s, ok := o.d.text(o.take(key), o.child(key))
+	if !ok || s == "" {
 		return
 	}
 	a, err := ParseAddress(s)

@@ -20,7 +20,8 @@ func unbuilt(key string) bool {
 	return false
 }
 
-// refuse reports a value that only a later version can honour.
+// refuse reports a value that only a later version can honour. An empty
+// value is one that is not to be shown.
 func (o *object) refuse(key, value string) bool {
 	pattern := o.child(key)
 	for {
@@ -35,7 +36,10 @@ func (o *object) refuse(key, value string) bool {
 	asHub := "hub." + strings.TrimPrefix(pattern, "identities[].")
 	for _, p := range []string{pattern, asHub} {
 		if unbuilt(p) || unbuilt(p+"="+value) {
-			o.d.report(o.child(key), "this version of gatewayd has only the default here; leave the key out")
+			if value != "" {
+				value = quote(value) + " "
+			}
+			o.d.report(o.child(key), "%sis not in this version of gatewayd; leave the key out", value)
 			return true
 		}
 	}

@@ -42,7 +42,7 @@ type Hub struct {
 	Proxy         Proxy
 	KeepAlive     time.Duration // whole seconds, 1 s to 1177 s
 	KeepAliveAuto bool          // grow KeepAlive while the link holds
-	Window        int           // unacknowledged publishes per identity, 1 to 65535
+	Window        int           // unacknowledged publishes per identity, 1 to 30000
 
 	// Per second, over all identities in Config.Hub. Inside an identity they
 	// bound that identity alone, beside the shared bound.
@@ -115,7 +115,7 @@ type Journal struct {
 	SyncInterval  time.Duration // 0 = every group is synced at once
 	MaxBytes      int64         // for the whole state directory; 0 = no bound
 	SegmentBytes  int64
-	SetAsideAfter int // connections one message may kill; 0 = never set aside
+	SetAsideAfter int // connections one message may kill, at least 1
 }
 
 // Downstream is the local side.

@@ -173,7 +173,7 @@ func TestEveryKeyIsHonoured(t *testing.T) {
 			Name: "routes[1]", Match: "out", To: "press-8.filter", Properties: map[string]string{},
 			ContentType: "application/json", ContentEncoding: "utf-8", Output: "alarms", Pack: Pack{MaxDelay: time.Second},
 		}},
-		Queue: Journal{SyncInterval: 20 * time.Millisecond, MaxBytes: 2 << 30, SegmentBytes: 1 << 20},
+		Queue: Journal{SyncInterval: 20 * time.Millisecond, MaxBytes: 2 << 30, SegmentBytes: 1 << 20, SetAsideAfter: 9},
 		Log:   Log{Level: "debug", Format: "json"},
 	}
 	if !reflect.DeepEqual(c, want) {

@@ -10,6 +10,9 @@ import (
 // maxKeepAlive: the hub waits 1.5 times the client's value, but at most 1767 s.
 const maxKeepAlive = 1177 * time.Second
 
+// maxWindow leaves the hub session packet ids for its own requests.
+const maxWindow = 30_000
+
 const longest = 10 * 365 * 24 * time.Hour
 
 // config reads the whole tree. hub: comes first, because it holds the defaults
@@ -40,7 +43,7 @@ func (d *decoder) config(root *yaml.Node, c *Config) {
 	q.duration("sync_interval", &c.Queue.SyncInterval, 0, time.Minute)
 	q.sizeOrOff("max_bytes", &c.Queue.MaxBytes, 128<<10, math.MaxInt64)
 	q.size("segment_bytes", &c.Queue.SegmentBytes, 64<<10, 1<<30)
-	q.whole("set_aside_after", &c.Queue.SetAsideAfter, 0, 1000)
+	q.whole("set_aside_after", &c.Queue.SetAsideAfter, 1, 1000)
 	q.finish()
 
 	admin := o.object("admin")
@@ -75,7 +78,7 @@ func (o *object) hub(h *Hub) {
 		}
 	}
 	o.keepAlive(h)
-	o.whole("window", &h.Window, 1, math.MaxUint16)
+	o.whole("window", &h.Window, 1, maxWindow)
 	o.rate("connect_rate", &h.ConnectRate, "0 would never connect")
 	o.rate("send_rate", &h.SendRate, "")
 }
@@ -207,7 +210,7 @@ func (d *decoder) onePair(path string, c Certificate) {
 	case c.Cert == "":
 		d.report(path, "cert is missing beside key")
 	case c.Key == "":
-		d.report(path, "key is missing beside cert")
+		d.report(path, "key is missing beside cert (name the same file if it holds both)")
 	}
 }
 

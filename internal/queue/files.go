@@ -1,0 +1,147 @@
+package queue
+
+import (
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// filesys is the file seam: the few calls the journal makes, so that tests can fail the n-th and forget what was not synced.
+type filesys interface {
+	mkdir(dir string) error
+	list(dir string) ([]string, error)             // names of regular files
+	open(name string, mode openMode) (file, error) //
+	remove(name string) error                      //
+	syncDir(dir string) error                      //
+	lock(name string) (io.Closer, error)           // ErrLocked when taken
+	capacity(dir string) (total, free int64)       // 0, 0 = unknown
+}
+
+type openMode uint8
+
+const (
+	openRead openMode = iota
+	openWrite
+	createNew
+)
+
+// file is one open file. Sync makes data and size durable (fdatasync); the entry in the folder needs syncDir.
+type file interface {
+	io.ReaderAt
+	io.WriterAt
+	sync() error
+	allocate(size int64) error // reserves space and sets the size
+	truncate(size int64) error
+	size() (int64, error)
+	Close() error
+}
+
+type osFS struct{}
+
+func (osFS) mkdir(dir string) error { return os.MkdirAll(dir, 0o700) }
+
+func (osFS) list(dir string) ([]string, error) {
+	es, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, e := range es {
+		if !e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
+func (osFS) open(name string, mode openMode) (file, error) {
+	flags := os.O_RDONLY
+	switch mode {
+	case openWrite:
+		flags = os.O_RDWR
+	case createNew:
+		flags = os.O_RDWR | os.O_CREATE | os.O_EXCL
+	}
+	f, err := os.OpenFile(name, flags, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return &osFile{f}, nil
+}
+
+func (osFS) remove(name string) error { return os.Remove(name) }
+
+func (osFS) syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+func (osFS) lock(name string) (io.Closer, error) {
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, ErrLocked
+		}
+		return nil, &os.PathError{Op: "flock", Path: name, Err: err}
+	}
+	return f, nil
+}
+
+func (osFS) capacity(dir string) (total, free int64) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(filepath.Clean(dir), &st); err != nil {
+		return 0, 0
+	}
+	return int64(st.Blocks) * int64(st.Bsize), int64(st.Bavail) * int64(st.Bsize)
+}
+
+type osFile struct{ *os.File }
+
+func (f *osFile) sync() error {
+	for {
+		err := unix.Fdatasync(int(f.Fd()))
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return &os.PathError{Op: "fdatasync", Path: f.Name(), Err: err}
+		}
+	}
+}
+
+// allocate reserves the blocks so that writing them later cannot meet a full disk. File systems without fallocate get a sparse file: a full disk then
+// shows at the write, which is handled too.
+func (f *osFile) allocate(size int64) error {
+	for {
+		err := unix.Fallocate(int(f.Fd()), 0, 0, size)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL):
+			return f.File.Truncate(size)
+		}
+		return &os.PathError{Op: "fallocate", Path: f.Name(), Err: err}
+	}
+}
+
+func (f *osFile) truncate(size int64) error { return f.File.Truncate(size) }
+
+func (f *osFile) size() (int64, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return st.Size(), nil
+}

@@ -1,0 +1,171 @@
+package queue
+
+import (
+	"encoding/binary"
+	"slices"
+)
+
+// rec places one record of a run within its segment.
+type rec struct {
+	seq   uint32 // after the run's first
+	frame uint32 // offset of its frame in the segment
+	item  uint32 // offset of its item in the frame
+	size  uint32 // what it counts against MaxBytes
+}
+
+// extent is a run of one lane's records in one segment, ascending by sequence. Extents of a lane do not overlap.
+type extent struct {
+	seg         *segment
+	first, last uint64
+	count       uint32
+	bytes       uint32
+	list        uint32 // offset of the list in the segment's index
+	listLen     uint32
+	recs        *[]rec // in memory until the segment has an index; nil = read the list
+}
+
+// footerRun is an extent as the index stores it.
+type footerRun struct {
+	qid           uint32
+	class         uint8
+	count, bytes  uint32
+	first, last   uint64
+	list, listLen uint32
+}
+
+// appendList encodes recs. A record that follows the one before directly takes one byte, two for its place and two for its size.
+func appendList(b []byte, salt uint32, recs []rec) []byte {
+	start := len(b)
+	b = append(b, 0, 0, 0, 0)
+	var prev rec
+	for i, r := range recs {
+		same, next := uint64(0), uint64(0)
+		if i > 0 && r.frame == prev.frame {
+			same = 2
+		}
+		if i > 0 && r.seq == prev.seq+1 {
+			next = 1
+		}
+		place := uint64(r.item)
+		if same != 0 {
+			place -= uint64(prev.item)
+		}
+		b = binary.AppendUvarint(b, place<<2|same|next)
+		if same == 0 {
+			b = binary.AppendUvarint(b, uint64(r.frame/frameAlign))
+		}
+		if next == 0 {
+			b = binary.AppendUvarint(b, uint64(r.seq-prev.seq))
+		}
+		b = binary.AppendUvarint(b, uint64(r.size))
+		prev = r
+	}
+	binary.LittleEndian.PutUint32(b[start:], checksum(salt, b[start+4:]))
+	return b
+}
+
+// parseList decodes a whole list; n is how many records it must hold.
+func parseList(b []byte, salt uint32, n int, recs []rec) ([]rec, bool) {
+	if len(b) < 4 || binary.LittleEndian.Uint32(b) != checksum(salt, b[4:]) || n > len(b) {
+		return nil, false
+	}
+	c := cursor{b: b[4:]}
+	recs = slices.Grow(recs[:0], n)
+	var prev rec
+	for range n {
+		var r rec
+		v := c.uvarint()
+		place := v >> 2
+		if v&2 != 0 {
+			r.frame = prev.frame
+			place += uint64(prev.item)
+		} else {
+			r.frame = uint32(c.uvarint() * frameAlign)
+		}
+		if v&1 != 0 {
+			r.seq = prev.seq + 1
+		} else {
+			r.seq = prev.seq + uint32(c.uvarint())
+		}
+		r.item = uint32(place)
+		r.size = uint32(c.uvarint())
+		if c.bad {
+			return nil, false
+		}
+		recs = append(recs, r)
+		prev = r
+	}
+	return recs, len(c.b) == 0
+}
+
+// footer collects the index of one segment.
+type footer struct {
+	runs  []footerRun
+	lists []byte
+}
+
+func (f *footer) add(salt uint32, qid uint32, class uint8, e *extent, recs []rec) {
+	start := len(f.lists)
+	f.lists = appendList(f.lists, salt, recs)
+	f.runs = append(f.runs, footerRun{qid: qid, class: class, count: e.count, bytes: e.bytes, first: e.first, last: e.last, list: uint32(start), listLen: uint32(len(f.lists) - start)})
+}
+
+// encode lays the index out for a segment whose groups end at end; list offsets become relative to the index.
+func (f *footer) encode(salt uint32, end int64) []byte {
+	dir := footerHeaderLen + footerRunLen*len(f.runs)
+	b := make([]byte, dir, dir+len(f.lists))
+	binary.LittleEndian.PutUint32(b, footerMagic)
+	binary.LittleEndian.PutUint32(b[8:], uint32(len(f.runs)))
+	binary.LittleEndian.PutUint32(b[12:], uint32(dir+len(f.lists)))
+	binary.LittleEndian.PutUint64(b[16:], uint64(end))
+	for i := range f.runs {
+		r := &f.runs[i]
+		r.list += uint32(dir)
+		e := b[footerHeaderLen+i*footerRunLen:]
+		binary.LittleEndian.PutUint32(e, r.qid)
+		e[4] = r.class
+		binary.LittleEndian.PutUint32(e[8:], r.count)
+		binary.LittleEndian.PutUint32(e[12:], r.bytes)
+		binary.LittleEndian.PutUint64(e[16:], r.first)
+		binary.LittleEndian.PutUint64(e[24:], r.last)
+		binary.LittleEndian.PutUint32(e[32:], r.list)
+		binary.LittleEndian.PutUint32(e[36:], r.listLen)
+	}
+	binary.LittleEndian.PutUint32(b[4:], checksum(salt, b[8:dir]))
+	return append(b, f.lists...)
+}
+
+// footerSize says how long the directory of an index is, from its first bytes.
+func footerSize(b []byte, end int64) (dir, total int, ok bool) {
+	if len(b) < footerHeaderLen || binary.LittleEndian.Uint32(b) != footerMagic || binary.LittleEndian.Uint64(b[16:]) != uint64(end) {
+		return 0, 0, false
+	}
+	n, size := int64(binary.LittleEndian.Uint32(b[8:])), int64(binary.LittleEndian.Uint32(b[12:]))
+	d := footerHeaderLen + n*footerRunLen
+	return int(d), int(size), d <= size && size < 1<<30
+}
+
+// parseFooter reads the directory b of an index of total bytes.
+func parseFooter(b []byte, salt uint32, total int, visit func(footerRun)) bool {
+	if len(b) < footerHeaderLen || binary.LittleEndian.Uint32(b[4:]) != checksum(salt, b[8:]) {
+		return false
+	}
+	for e := b[footerHeaderLen:]; len(e) >= footerRunLen; e = e[footerRunLen:] {
+		r := footerRun{
+			qid: binary.LittleEndian.Uint32(e), class: e[4],
+			count: binary.LittleEndian.Uint32(e[8:]), bytes: binary.LittleEndian.Uint32(e[12:]),
+			first: binary.LittleEndian.Uint64(e[16:]), last: binary.LittleEndian.Uint64(e[24:]),
+			list: binary.LittleEndian.Uint32(e[32:]), listLen: binary.LittleEndian.Uint32(e[36:]),
+		}
+		if r.class >= classes || r.count == 0 || r.first > r.last || uint64(r.list)+uint64(r.listLen) > uint64(total) {
+			return false
+		}
+		visit(r)
+	}
+	return true
+}
+
+// indexRoom bounds what the index of so many runs and records takes.
+func indexRoom(runs, recs int) int64 {
+	return footerHeaderLen + int64(runs)*(footerRunLen+4) + int64(recs)*12
+}

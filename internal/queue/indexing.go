@@ -1,0 +1,201 @@
+package queue
+
+import (
+	"errors"
+	"io"
+	"slices"
+)
+
+// loadIndex reads the directory of a sealed segment's index; ok is false when there is none that checks.
+func (j *Journal) loadIndex(g *segment, adopt func(*segment, uint32, uint8, extent)) (ok bool, err error) {
+	f, release, err := j.files.get(g.slot)
+	if err != nil {
+		return false, err
+	}
+	defer release()
+	end := g.end.Load()
+	if end < 0 {
+		return false, nil
+	}
+	place := align(end, frameAlign)
+	head := make([]byte, footerHeaderLen)
+	if n, err := f.ReadAt(head, place); err != nil && !errors.Is(err, io.EOF) {
+		return false, err
+	} else if n < len(head) {
+		return false, nil
+	}
+	dir, total, ok := footerSize(head, end)
+	if !ok || place+int64(total) > g.slot.size {
+		return false, nil
+	}
+	b := make([]byte, dir)
+	if n, err := f.ReadAt(b, place); err != nil && !errors.Is(err, io.EOF) {
+		return false, err
+	} else if n < dir {
+		return false, nil
+	}
+	if !parseFooter(b, g.salt, total, func(footerRun) {}) {
+		return false, nil
+	}
+	g.footer.Store(place)
+	return parseFooter(b, g.salt, total, func(r footerRun) {
+		adopt(g, r.qid, r.class, extent{first: r.first, last: r.last, count: r.count, bytes: r.bytes, list: r.list, listLen: r.listLen})
+	}), nil
+}
+
+// runKey names a lane over all queues.
+type runKey struct {
+	qid   uint32
+	class uint8
+}
+
+// scanRuns rebuilds what the index would say from the records themselves.
+func (j *Journal) scanRuns(g *segment, visit func(qid uint32, class uint8, e extent)) error {
+	f, release, err := j.files.get(g.slot)
+	if err != nil {
+		return err
+	}
+	defer release()
+	lanes := map[runKey]*lane{}
+	s := scanner{f: f, salt: g.salt, size: g.slot.size, end: g.end.Load()}
+	s.damage = func(off, end int64) { j.damaged(g, off, end) }
+	s.visit = func(it *scanned) {
+		if it.kind != itemMessage {
+			return
+		}
+		k := runKey{it.head.qid, it.head.class}
+		l := lanes[k]
+		if l == nil {
+			l = &lane{class: k.class}
+			lanes[k] = l
+		}
+		l.publish(g, it.head.seq, it.frame, it.item, it.size)
+	}
+	end, err := s.run()
+	if err != nil {
+		return err
+	}
+	g.end.Store(end)
+	for k, l := range lanes {
+		for _, e := range l.ext {
+			visit(k.qid, k.class, e)
+		}
+	}
+	return nil
+}
+
+// rescan finds the records of one extent without the index.
+func (j *Journal) rescan(g *segment, qid uint32, class uint8, first, last uint64) ([]rec, error) {
+	var recs []rec
+	err := j.scanRuns(g, func(id uint32, c uint8, e extent) {
+		if id != qid || c != class {
+			return
+		}
+		for _, r := range *e.recs {
+			if seq := e.first + uint64(r.seq); seq >= first && seq <= last {
+				r.seq = uint32(seq - first)
+				recs = append(recs, r)
+			}
+		}
+	})
+	slices.SortFunc(recs, func(a, b rec) int { return int(int64(a.seq) - int64(b.seq)) })
+	return recs, err
+}
+
+// writeIndex writes the index of a sealed segment behind its groups and lets go of what memory holds of it. It is not synced: an index that a crash
+// tore fails its checksum and is rebuilt. A segment whose disk refuses keeps its index in memory.
+func (j *Journal) writeIndex(g *segment) {
+	if g.dead.Load() || g.footer.Load() != 0 {
+		return
+	}
+	j.mu.Lock()
+	queues := make([]*Queue, 0, len(j.byID))
+	for _, q := range j.byID {
+		queues = append(queues, q)
+	}
+	j.mu.Unlock()
+	var ft footer
+	for _, q := range queues {
+		q.mu.Lock()
+		for _, l := range &q.lanes {
+			x := l.of(g)
+			for i := range x {
+				if x[i].seg == g && x[i].recs != nil {
+					ft.add(g.salt, q.id, l.class, &x[i], *x[i].recs)
+				}
+			}
+		}
+		q.mu.Unlock()
+	}
+	end := g.end.Load()
+	place := align(end, frameAlign)
+	b := ft.encode(g.salt, end)
+	if place+int64(len(b)) > g.slot.size {
+		return
+	}
+	f, err := j.fs.open(g.slot.name, openWrite)
+	if err != nil {
+		return // the records stay known in memory; the trouble shows where appends meet it
+	}
+	_, err = f.WriteAt(b, place)
+	if err == nil && place+int64(len(b)) < g.slot.size/4*3 {
+		size := align(place+int64(len(b)), blockBytes)
+		if f.truncate(size) == nil {
+			j.mu.Lock()
+			j.slotBytes -= g.slot.size - size
+			j.mu.Unlock()
+			g.slot.size = size
+		}
+	}
+	f.Close()
+	if err != nil {
+		return
+	}
+	j.wrote(place, len(b))
+	j.adoptIndex(g, place, &ft)
+}
+
+// of returns the extents of a lane that lie in g; they need not be neighbours after compaction, so callers go over all and look at seg.
+func (l *lane) of(g *segment) []extent {
+	if l == nil {
+		return nil
+	}
+	i, n := 0, len(l.ext)
+	for i < n && l.ext[i].seg != g {
+		i++
+	}
+	for n > i && l.ext[n-1].seg != g {
+		n--
+	}
+	return l.ext[i:n]
+}
+
+// adoptIndex replaces the records in memory by their places in the index.
+func (j *Journal) adoptIndex(g *segment, place int64, ft *footer) {
+	g.footer.Store(place)
+	for i := range ft.runs {
+		r := &ft.runs[i]
+		j.mu.Lock()
+		q := j.byID[r.qid]
+		j.mu.Unlock()
+		if q == nil {
+			continue
+		}
+		q.mu.Lock()
+		l := q.lanes[r.class]
+		x := l.of(g)
+		for k := range x {
+			if x[k].seg == g && x[k].first == r.first {
+				x[k].recs, x[k].list, x[k].listLen = nil, r.list, r.listLen
+			}
+		}
+		q.mu.Unlock()
+	}
+}
+
+// wrote counts bytes handed to the device.
+func (j *Journal) wrote(off int64, n int) {
+	j.mu.Lock()
+	j.stats.DiskWritten += uint64(align(off+int64(n), blockBytes) - off&^(blockBytes-1))
+	j.mu.Unlock()
+}

@@ -1,0 +1,263 @@
+package queue
+
+import (
+	"context"
+	"io"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	defaultSegment = 16 << 20
+	minSegment     = 64 << 10
+	defaultPending = 16 << 20
+	cacheBudget    = 4 << 20
+	flushInterval  = time.Second // how long acknowledgements may wait for the disk
+	tickInterval   = 5 * time.Second
+)
+
+// Journal stores the queues of all identities of one folder. Its methods are safe for concurrent use.
+type Journal struct {
+	o        Options
+	fs       filesys
+	clock    Clock
+	boot     bootClock
+	instance [16]byte // random, of the folder
+	machine  [16]byte
+	origin   uint64 // random, of this Open
+	lockFile io.Closer
+	files    *fileCache
+	cache    *frameCache
+
+	wake  chan struct{} // the writer looks again
+	chore chan struct{} // the housekeeper looks again
+
+	mu         sync.Mutex // guards what follows; taken before no other lock, after a queue's
+	queues     map[string]*Queue
+	byID       map[uint32]*Queue
+	nextQID    uint32
+	segments   []*segment // ascending id
+	free       []*slot    // preallocated and safe to overwrite
+	reserve    *slot      // kept for acknowledgements when the disk is full
+	emptied    []*segment // hold nothing; to be noted on disk
+	retired    []*segment // noted; their slots are used again once no read holds them
+	unindexed  []*segment // sealed, the index is still to be written
+	nextSlot   uint32
+	slotBytes  int64 // of all slots
+	boots      map[[16]byte]int64
+	bootsDirty bool
+	stats      JournalStats
+	broken     string // what is wrong; "" = nothing
+	readBroken string
+	readAt     time.Time // of the last read that worked
+	damagedN   int       // files kept for inspection
+
+	pend   pending
+	dirtyM sync.Mutex
+	dirty  []*Queue // with acknowledgements that are not on disk
+
+	w writer
+
+	nextSeg    atomic.Uint64
+	liveBytes  atomic.Int64 // size of all that waits or is kept aside, with overhead
+	spaceFreed atomic.Bool  // the writer, in trouble, tries again at once
+}
+
+// pending is what waits for the writer.
+type pending struct {
+	mu     sync.Mutex
+	recs   []pend
+	ctl    []*control
+	arena  *arena
+	spare  []pend // the other half of the double buffer
+	spareA *arena
+	bytes  int64         // accepted and not yet synced
+	room   chan struct{} // closed and replaced when bytes shrinks
+	closed bool
+	stop   error // why appends are refused at the moment; nil = they are not
+}
+
+// pend is one message on its way to the disk.
+type pend struct {
+	q      *Queue
+	done   func(uint64, error)
+	m      Message // Payload and Properties are in the arena
+	mono   int64
+	class  uint8
+	id     string
+	orig   uint64
+	reason string
+	leaves uint64 // sequence of the copy that this one replaces; 0 = none
+	from   uint8  // its lane
+	based  *base  // of a message that was accepted earlier; nil = now
+	dt     int64
+
+	seq         uint64
+	frame, item uint32
+	size        uint32
+}
+
+// control is a change of state that is written with the next group and takes effect when that is synced.
+type control struct {
+	size   int // bounds what encode writes
+	encode func(*builder)
+	apply  func()
+	done   func(error)
+}
+
+// arena keeps payloads and properties together until they are written.
+type arena struct {
+	bytes []byte
+	props []Property
+}
+
+func (a *arena) reset() {
+	if cap(a.bytes) > 4<<20 {
+		a.bytes = nil
+	}
+	a.bytes = a.bytes[:0]
+	clear(a.props)
+	a.props = a.props[:0]
+}
+
+// keep copies the parts of m that the caller may use again. Chunks handed out stay valid when the arena grows: the old backing lives as long as they do.
+func (a *arena) keep(m *Message) {
+	n := len(a.bytes)
+	a.bytes = append(a.bytes, m.Payload...)
+	m.Payload = a.bytes[n:len(a.bytes):len(a.bytes)]
+	n = len(a.props)
+	a.props = append(a.props, m.Properties...)
+	m.Properties = a.props[n:len(a.props):len(a.props)]
+}
+
+// Identities lists the names that have state on disk, configured or not.
+func (j *Journal) Identities() []string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	var names []string
+	for n, q := range j.queues {
+		if q.stored {
+			names = append(names, n)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Queue opens or creates the queue of an identity; called again it changes the limits. A queue that was never appended to leaves nothing on disk.
+func (j *Journal) Queue(identity string, l Limits) (*Queue, error) {
+	if len(identity) == 0 || len(identity) > 1024 {
+		return nil, ErrNotFound
+	}
+	j.mu.Lock()
+	q := j.queues[identity]
+	if q == nil {
+		q = j.newQueueLocked(identity, j.nextQID)
+		j.nextQID++
+	}
+	j.mu.Unlock()
+	q.mu.Lock()
+	q.limits = l
+	q.mu.Unlock()
+	return q, nil
+}
+
+func (j *Journal) newQueueLocked(name string, qid uint32) *Queue {
+	q := &Queue{j: j, name: name, id: qid, next: 1, wnext: 1, ready: make(chan struct{}, 1)}
+	j.queues[name] = q
+	j.byID[qid] = q
+	return q
+}
+
+func (j *Journal) report(e Event) {
+	if j.o.Report != nil {
+		j.o.Report(e)
+	}
+}
+
+// Stats describe the journal.
+func (j *Journal) Stats() JournalStats {
+	j.pend.mu.Lock()
+	pending := j.pend.bytes
+	j.pend.mu.Unlock()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	s := j.stats
+	s.Pending = pending
+	s.DiskBytes = j.slotBytes
+	s.Segments = len(j.segments)
+	s.Free = len(j.free)
+	for _, g := range j.segments {
+		s.LiveBytes += g.liveBytes.Load()
+	}
+	s.Trouble = j.broken
+	if s.Trouble == "" {
+		s.Trouble = j.readBroken
+	}
+	return s
+}
+
+// submit hands a change of state to the writer.
+func (j *Journal) submit(c *control) error {
+	j.pend.mu.Lock()
+	if j.pend.closed {
+		j.pend.mu.Unlock()
+		return ErrClosed
+	}
+	j.pend.ctl = append(j.pend.ctl, c)
+	j.pend.mu.Unlock()
+	poke(j.wake)
+	return nil
+}
+
+// submitWait hands a change of state to the writer and waits until it is durable.
+func (j *Journal) submitWait(ctx context.Context, c *control) error {
+	ch := make(chan error, 1)
+	c.done = func(err error) { ch <- err }
+	if err := j.submit(c); err != nil {
+		return err
+	}
+	select {
+	case err := <-ch:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+func (j *Journal) path(name string) string { return filepath.Join(j.o.Dir, name) }
+
+// emptyLocked notes segments that hold nothing any more.
+func (j *Journal) noteEmptied(s *segment) {
+	if s == nil || !s.sealed.Load() {
+		return // the segment in use is looked at when it is sealed
+	}
+	j.mu.Lock()
+	j.retireLocked(s)
+	j.mu.Unlock()
+}
+
+// retireLocked moves a sealed segment without messages to the list of those whose slot can be had.
+func (j *Journal) retireLocked(s *segment) {
+	if s.live.Load() > 0 || s.dead.Load() || j.o.ReadOnly {
+		return
+	}
+	i := slices.Index(j.segments, s)
+	if i < 0 {
+		return
+	}
+	s.dead.Store(true)
+	j.segments = slices.Delete(j.segments, i, i+1)
+	j.emptied = append(j.emptied, s)
+	poke(j.chore)
+}

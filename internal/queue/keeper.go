@@ -1,0 +1,168 @@
+package queue
+
+import (
+	"context"
+	"slices"
+	"time"
+)
+
+// keep is the housekeeper: it writes indexes, prepares files, hands on those that are free, drops what is too old and compacts. None of it is on the way
+// of an append.
+func (j *Journal) keep(ctx context.Context) {
+	tick := time.NewTicker(tickInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-j.chore:
+			j.index()
+			j.recycle()
+			j.prepare()
+			j.compact(ctx)
+		case <-tick.C:
+			j.learnBoot()
+			j.expire(ctx)
+			j.index()
+			j.recycle()
+			j.prepare()
+			j.compact(ctx)
+		}
+	}
+}
+
+// index writes the indexes that are due.
+func (j *Journal) index() {
+	j.mu.Lock()
+	due := j.unindexed
+	j.unindexed = nil
+	j.mu.Unlock()
+	for _, g := range due {
+		j.writeIndex(g)
+	}
+}
+
+// spareSlots is how many full-sized files are kept for the next segments.
+const spareSlots = 2
+
+// recycle takes the slots of segments that hold nothing and that no read holds.
+func (j *Journal) recycle() {
+	j.mu.Lock()
+	var remove []*slot
+	later := j.retired[:0]
+	changed := false
+	for _, g := range j.retired {
+		s := g.slot
+		switch {
+		case g.pins.Load() > 0:
+			later = append(later, g)
+			continue
+		case j.reserve == nil && s.size >= min(reserveBytes, j.o.SegmentBytes) && s.size <= j.o.SegmentBytes:
+			j.reserve = s
+		case s.size == j.o.SegmentBytes && len(j.free) < spareSlots:
+			j.free = append(j.free, s)
+		default:
+			remove = append(remove, s)
+		}
+		changed = true
+	}
+	clear(j.retired[len(later):])
+	j.retired = later
+	j.mu.Unlock()
+	for _, s := range remove {
+		j.files.forget(s)
+		if err := j.fs.remove(s.name); err != nil {
+			j.mu.Lock()
+			j.retired = append(j.retired, &segment{slot: s})
+			j.mu.Unlock()
+			continue
+		}
+		j.mu.Lock()
+		j.slotBytes -= s.size
+		j.mu.Unlock()
+	}
+	if changed {
+		j.spaceFreed.Store(true)
+		if j.stopped() != nil {
+			poke(j.wake)
+		}
+	}
+}
+
+// prepare makes the next file before it is needed, so that opening a segment costs the writer no allocation.
+func (j *Journal) prepare() {
+	j.mu.Lock()
+	need := len(j.free) == 0 && j.reserve != nil && len(j.segments) > 0 && j.stats.Syncs > 0
+	j.mu.Unlock()
+	if !need || j.stopped() != nil {
+		return
+	}
+	s, err := j.createSlotOf(j.o.SegmentBytes)
+	if err != nil {
+		return // the writer meets the same error when it needs the file, and reports it
+	}
+	j.mu.Lock()
+	j.free = append(j.free, s)
+	j.mu.Unlock()
+}
+
+// expire drops from the head of every queue what is too old, so that age frees space while nobody reads.
+func (j *Journal) expire(ctx context.Context) {
+	j.mu.Lock()
+	queues := make([]*Queue, 0, len(j.queues))
+	for _, q := range j.queues {
+		queues = append(queues, q)
+	}
+	j.mu.Unlock()
+	slices.SortFunc(queues, func(a, b *Queue) int { return int(int64(a.id) - int64(b.id)) })
+	for _, q := range queues {
+		for c := uint8(0); c <= MaxPriority && ctx.Err() == nil; c++ {
+			q.expireLane(ctx, c)
+		}
+	}
+}
+
+func (q *Queue) expireLane(ctx context.Context, class uint8) {
+	for ctx.Err() == nil {
+		q.mu.Lock()
+		l := q.lanes[class]
+		idle := l == nil || l.count == 0 || (q.limits.MaxAge == 0 && !q.aging)
+		q.mu.Unlock()
+		if idle {
+			return
+		}
+		e, ok, err := q.head(class)
+		if err != nil || !ok {
+			return
+		}
+		q.mu.Lock()
+		i, found := l.find(e.seq)
+		if !found || l.win[i].left {
+			q.mu.Unlock()
+			continue
+		}
+		e = l.win[i]
+		o := q.oldest[class]
+		e.seg.pins.Add(1)
+		q.mu.Unlock()
+		if o.seq != e.seq {
+			var m Message
+			s, err := q.j.readRecord(e, &m)
+			if err != nil {
+				e.seg.unpin()
+				return // its reader decides
+			}
+			o = oldest{e.seq, s.base, s.dt, m.MaxAge}
+			q.mu.Lock()
+			q.oldest[class] = o
+			q.mu.Unlock()
+		}
+		e.seg.unpin()
+		if !q.tooOld(&stamp{base: o.base, dt: o.dt}, o.maxAge) {
+			return
+		}
+		if q.leave(e.seq, dropAge) {
+			q.reportDrop(dropAge)
+		}
+	}
+}

@@ -1,0 +1,618 @@
+package queue
+
+import (
+	"cmp"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const lockName = "lock"
+
+// damagedDir keeps bytes that did not check, for inspection.
+const damagedDir = "damaged"
+
+// Open opens or creates a journal and recovers what a crash left. It starts nothing: appends complete while Run runs. It returns ErrLocked when another
+// process has the folder, *VersionError when a newer program wrote it (nothing is touched then), or what the file system said.
+func Open(o Options) (*Journal, error) { return open(o, osFS{}) }
+
+func open(o Options, fsys filesys) (*Journal, error) {
+	j := newJournal(o, fsys)
+	if !o.ReadOnly {
+		if err := fsys.mkdir(o.Dir); err != nil {
+			return nil, err
+		}
+		l, err := fsys.lock(j.path(lockName))
+		if err != nil {
+			return nil, err
+		}
+		j.lockFile = l
+	}
+	if err := j.recover(); err != nil {
+		j.Close()
+		return nil, err
+	}
+	j.learnBoot()
+	return j, nil
+}
+
+func newJournal(o Options, fsys filesys) *Journal {
+	if o.PendingBytes <= 0 {
+		o.PendingBytes = defaultPending
+	}
+	if o.SegmentBytes <= 0 {
+		o.SegmentBytes = defaultSegment
+		if total, _ := fsys.capacity(o.Dir); total > 0 {
+			o.SegmentBytes = min(o.SegmentBytes, max(align(total/8, blockBytes)-blockBytes, minSegment))
+		}
+	}
+	if o.MaxBytes > 0 {
+		o.SegmentBytes = min(o.SegmentBytes, o.MaxBytes/16)
+	}
+	o.SegmentBytes = min(align(max(o.SegmentBytes, minSegment), blockBytes), 1<<30)
+	j := &Journal{o: o, fs: fsys, clock: o.Clock, boot: readBootClock(), cache: newFrameCache(cacheBudget), files: &fileCache{fs: fsys, open: map[*slot]*readFile{}},
+		wake: make(chan struct{}, 1), chore: make(chan struct{}, 1),
+		queues: map[string]*Queue{}, byID: map[uint32]*Queue{}, nextQID: 1, boots: map[[16]byte]int64{}}
+	if j.clock == nil {
+		j.clock = wallClock{}
+	}
+	j.pend = pending{arena: &arena{}, spareA: &arena{}, room: make(chan struct{})}
+	j.w.b = newBuilder()
+	var r [24]byte
+	rand.Read(r[:])
+	copy(j.instance[:], r[:16])
+	j.origin = binary.LittleEndian.Uint64(r[16:])
+	if id, err := os.ReadFile("/etc/machine-id"); err == nil {
+		sum := sha256.Sum256(append([]byte("gatewayd "), id...))
+		copy(j.machine[:], sum[:])
+	}
+	return j
+}
+
+// Close releases the folder. Call it after Run has returned.
+func (j *Journal) Close() error {
+	j.pend.mu.Lock()
+	j.pend.closed = true
+	j.pend.mu.Unlock()
+	j.files.close()
+	if j.lockFile == nil {
+		return nil
+	}
+	l := j.lockFile
+	j.lockFile = nil
+	return l.Close()
+}
+
+// found is a file of the folder with what its header says.
+type found struct {
+	slot *slot
+	head segHeader
+	ok   bool // the header checks
+	used bool
+}
+
+// recovery is what Open learns.
+type recovery struct {
+	j      *Journal
+	files  map[uint32]*found
+	segs   map[uint64]segmentItem
+	freed  map[uint64]bool
+	states map[uint32]*queueState
+	names  map[uint32]string
+	left   []leftItem // copies that a later record replaced
+	whole  bool       // a snapshot was found: queues that it does not name were dropped
+	forgot map[uint32]bool
+}
+
+type segmentItem struct {
+	id   uint64
+	slot uint32
+	salt uint32
+	end  int64
+	cold bool
+}
+
+type leftItem struct {
+	qid  uint32
+	from uint8
+	seq  uint64
+}
+
+func (j *Journal) recover() error {
+	r := &recovery{j: j, files: map[uint32]*found{}, segs: map[uint64]segmentItem{}, freed: map[uint64]bool{}, states: map[uint32]*queueState{}, names: map[uint32]string{}, forgot: map[uint32]bool{}}
+	if err := r.inventory(); err != nil {
+		return err
+	}
+	if err := r.journal(); err != nil {
+		return err
+	}
+	if err := r.segments(); err != nil {
+		return err
+	}
+	if err := r.queues(); err != nil {
+		return err
+	}
+	r.spare()
+	return nil
+}
+
+// inventory reads the header of every file before anything is changed.
+func (r *recovery) inventory() error {
+	j := r.j
+	names, err := j.fs.list(j.o.Dir)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		hex, isSlot := strings.CutSuffix(n, slotSuffix)
+		num, err := strconv.ParseUint(hex, 16, 32)
+		if !isSlot || err != nil || len(hex) != 8 {
+			if n != lockName {
+				j.report(Event{Kind: EventForeign, File: j.path(n)})
+			}
+			continue
+		}
+		s := &slot{num: uint32(num), name: j.path(n)}
+		j.nextSlot = max(j.nextSlot, s.num+1)
+		x := &found{slot: s}
+		if err := r.readHeader(x); err != nil {
+			return err
+		}
+		if x.ok && x.head.version > formatVersion {
+			return &VersionError{File: s.name, Version: x.head.version, Known: formatVersion}
+		}
+		r.files[s.num] = x
+		j.slotBytes += s.size
+		if x.ok {
+			j.nextSeg.Store(max(j.nextSeg.Load(), x.head.id))
+		}
+	}
+	return nil
+}
+
+func (r *recovery) readHeader(x *found) error {
+	f, err := r.j.fs.open(x.slot.name, openRead)
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) {
+		r.j.report(Event{Kind: EventMissing, File: x.slot.name, Err: err})
+		x.used = true // never overwritten
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if x.slot.size, err = f.size(); err != nil {
+		return err
+	}
+	b := make([]byte, blockBytes)
+	n, err := f.ReadAt(b, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	x.head, x.ok = parseSegBlock(b[:n])
+	return nil
+}
+
+// journal finds the newest whole snapshot and reads on from there.
+func (r *recovery) journal() error {
+	var normal []*found
+	for _, x := range r.files {
+		if x.ok && !x.head.cold {
+			normal = append(normal, x)
+		}
+	}
+	slices.SortFunc(normal, func(a, b *found) int { return cmp.Compare(b.head.id, a.head.id) })
+	root := len(normal)
+	for i, x := range normal {
+		ok, err := r.hasSnapshot(x)
+		if err != nil {
+			return err
+		}
+		if ok {
+			root = i
+			break
+		}
+	}
+	r.whole = root < len(normal)
+	for i := min(root, len(normal)-1); i >= 0; i-- {
+		if err := r.read(normal[i], i == root); err != nil {
+			return err
+		}
+	}
+	if len(normal) > 0 {
+		h := normal[0].head
+		if h.machine != r.j.machine && h.machine != [16]byte{} && r.j.machine != [16]byte{} {
+			r.j.report(Event{Kind: EventCopied, File: normal[0].slot.name})
+		}
+		r.j.instance = h.instance
+	}
+	return nil
+}
+
+// hasSnapshot says whether the first group of a segment is whole and holds all state.
+func (r *recovery) hasSnapshot(x *found) (bool, error) {
+	f, release, err := r.j.files.get(x.slot)
+	if err != nil {
+		return false, err
+	}
+	defer release()
+	begun, ended := false, false
+	s := scanner{f: f, salt: x.head.salt, size: x.slot.size, end: -1, damage: func(int64, int64) {}, visit: func(*scanned) {}}
+	s.off = segDataStart
+	for s.off+frameHeaderLen <= s.size {
+		h, frame, ok, err := s.frame(s.off, s.size)
+		if err != nil {
+			return false, err
+		}
+		if !ok || h.group != 0 {
+			return false, nil
+		}
+		s.items(frame, s.off, false)
+		for _, it := range s.group {
+			begun = begun || it.kind == itemSnapshot
+			ended = ended || it.kind == itemEnd
+		}
+		s.group = s.group[:0]
+		if h.flags&frameLast != 0 {
+			return begun && ended, nil
+		}
+		s.off += int64(h.span)
+	}
+	return false, nil
+}
+
+// read applies all that a segment says. These segments are in use until the end of their groups is found here.
+func (r *recovery) read(x *found, root bool) error {
+	j := r.j
+	f, release, err := j.files.get(x.slot)
+	if err != nil {
+		return err
+	}
+	defer release()
+	g := &segment{id: x.head.id, salt: x.head.salt, slot: x.slot}
+	g.sealed.Store(true)
+	s := scanner{f: f, salt: g.salt, size: x.slot.size, end: -1}
+	s.visit = func(it *scanned) { r.apply(g, it) }
+	s.damage = func(off, end int64) { j.damaged(g, off, end) }
+	end, err := s.run()
+	if err != nil {
+		return err
+	}
+	if s.torn {
+		j.stats.Torn++
+		j.report(Event{Kind: EventTorn, File: x.slot.name, Offset: end})
+	}
+	g.end.Store(end)
+	x.used = true
+	j.segments = append(j.segments, g)
+	j.unindexed = append(j.unindexed, g)
+	return nil
+}
+
+// apply takes one item of the journal into the state.
+func (r *recovery) apply(g *segment, it *scanned) {
+	c := cursor{b: it.body}
+	switch it.kind {
+	case itemSnapshot:
+		r.j.nextQID = max(r.j.nextQID, uint32(c.uvarint()))
+	case itemSegment:
+		s := segmentItem{id: c.uvarint(), slot: uint32(c.uvarint()), salt: c.uint32(), end: int64(c.uvarint()), cold: c.byte() != 0}
+		if !c.bad {
+			r.segs[s.id] = s
+			delete(r.freed, s.id)
+		}
+	case itemFreed:
+		for len(c.b) > 0 {
+			id := c.uvarint()
+			delete(r.segs, id)
+			r.freed[id] = true
+		}
+	case itemBoot:
+		var id [16]byte
+		copy(id[:], c.take(16))
+		if off := c.varint(); !c.bad {
+			r.j.boots[id] = off
+		}
+	case itemQueue:
+		if qid := uint32(c.uvarint()); !c.bad {
+			r.names[qid] = string(c.b)
+			r.j.nextQID = max(r.j.nextQID, qid+1)
+		}
+	case itemForgot:
+		if qid := uint32(c.uvarint()); !c.bad {
+			delete(r.names, qid)
+			delete(r.states, qid)
+			r.forgot[qid] = true
+		}
+	case itemState:
+		if s, ok := parseState(it.body); ok {
+			r.lost(s.qid, s.next)
+			r.states[s.qid] = &s
+		}
+	case itemMessage:
+		r.message(g, it)
+	}
+}
+
+func (r *recovery) state(qid uint32) *queueState {
+	s := r.states[qid]
+	if s == nil {
+		s = &queueState{qid: qid, next: 1}
+		r.states[qid] = s
+	}
+	return s
+}
+
+// lost counts the sequences between what was seen and what must have been there.
+func (r *recovery) lost(qid uint32, next uint64) {
+	s := r.states[qid]
+	if s == nil || next <= s.next {
+		return
+	}
+	r.j.stats.Damaged += next - s.next
+	s.drops[dropDamage] += next - s.next
+	s.next = next
+}
+
+func (r *recovery) message(g *segment, it *scanned) {
+	h := &it.head
+	if r.forgot[h.qid] {
+		return
+	}
+	s := r.state(h.qid)
+	r.lost(h.qid, h.seq)
+	if h.seq >= s.next {
+		s.next = h.seq + 1
+		if h.leaves == 0 {
+			s.appended++
+		}
+	}
+	if h.leaves != 0 {
+		r.left = append(r.left, leftItem{h.qid, h.from, h.leaves})
+	}
+	q := r.queue(h.qid)
+	q.laneLocked(h.class).publish(g, h.seq, it.frame, it.item, it.size)
+}
+
+// queue finds or makes the queue of a number; the name may come later or be lost.
+func (r *recovery) queue(qid uint32) *Queue {
+	q := r.j.byID[qid]
+	if q == nil {
+		q = &Queue{j: r.j, id: qid, next: 1, wnext: 1, ready: make(chan struct{}, 1), stored: true}
+		r.j.byID[qid] = q
+	}
+	return q
+}
+
+// segments loads the index of every other segment that holds messages.
+func (r *recovery) segments() error {
+	j := r.j
+	if !r.whole {
+		for _, x := range r.files { // no snapshot anywhere: everything that checks counts
+			if x.ok && !x.used {
+				r.segs[x.head.id] = segmentItem{id: x.head.id, slot: x.slot.num, salt: x.head.salt, end: -1, cold: x.head.cold}
+			}
+		}
+	}
+	have := map[uint64]bool{}
+	for _, g := range j.segments {
+		have[g.id] = true
+	}
+	for id, it := range r.segs {
+		if have[id] {
+			continue
+		}
+		if err := r.segment(it); err != nil {
+			return err
+		}
+		j.nextSeg.Store(max(j.nextSeg.Load(), id))
+	}
+	slices.SortFunc(j.segments, func(a, b *segment) int { return cmp.Compare(a.id, b.id) })
+	return nil
+}
+
+func (r *recovery) segment(it segmentItem) error {
+	j := r.j
+	x := r.files[it.slot]
+	if x == nil || (x.used && x.slot.size == 0) || (x.ok && x.head.id != it.id) {
+		j.stats.Damaged++
+		j.report(Event{Kind: EventMissing, File: slotName(j.o.Dir, it.slot)})
+		return nil
+	}
+	if !x.ok {
+		j.report(Event{Kind: EventDamage, File: x.slot.name, Reason: "segment header"})
+	}
+	x.used = true
+	g := &segment{id: it.id, salt: it.salt, slot: x.slot, cold: it.cold}
+	g.sealed.Store(true)
+	g.end.Store(it.end)
+	ok, err := j.loadIndex(g, r.adopt)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		if it.end < 0 && it.cold {
+			return nil // a compaction that was never finished
+		}
+		if err := j.scanRuns(g, func(qid uint32, class uint8, e extent) { r.adopt(g, qid, class, e) }); err != nil {
+			return err
+		}
+		j.unindexed = append(j.unindexed, g)
+	}
+	j.segments = append(j.segments, g)
+	return nil
+}
+
+// adopt adds an extent to its lane.
+func (r *recovery) adopt(g *segment, qid uint32, class uint8, e extent) {
+	if r.forgot[qid] || (r.whole && r.names[qid] == "" && r.states[qid] == nil) {
+		return // of a queue that was dropped
+	}
+	e.seg = g
+	l := r.queue(qid).laneLocked(class)
+	l.ext = append(l.ext, e)
+}
+
+// queues puts the state of every queue together and counts what waits.
+func (r *recovery) queues() error {
+	j := r.j
+	for qid := range r.states {
+		r.queue(qid)
+	}
+	for qid := range r.names {
+		r.queue(qid)
+	}
+	for _, l := range r.left {
+		s := r.state(l.qid)
+		i := slices.IndexFunc(s.lanes, func(x laneState) bool { return x.class == l.from })
+		if i < 0 {
+			s.lanes = append(s.lanes, laneState{class: l.from})
+			i = len(s.lanes) - 1
+		}
+		s.lanes[i].gaps = append(s.lanes[i].gaps, l.seq)
+	}
+	for qid, q := range j.byID {
+		q.name = r.names[qid]
+		if q.name == "" || j.queues[q.name] != nil {
+			q.name = "lost-and-found-" + strconv.FormatUint(uint64(qid), 10)
+		}
+		j.queues[q.name] = q
+		j.nextQID = max(j.nextQID, qid+1)
+		if err := q.restore(r.state(qid)); err != nil {
+			return err
+		}
+	}
+	if !j.o.ReadOnly {
+		for _, g := range slices.Clone(j.segments) {
+			j.retireLocked(g)
+		}
+	}
+	return nil
+}
+
+// restore sets counters and acknowledgements and counts what waits.
+func (q *Queue) restore(s *queueState) error {
+	q.next, q.wnext, q.appended, q.acked, q.drops = s.next, s.next, s.appended, s.acked, s.drops
+	for _, ls := range s.lanes {
+		l := q.laneLocked(ls.class)
+		l.water, l.seen = ls.water, ls.water
+		for _, g := range ls.gaps {
+			if g > l.water {
+				if l.ahead == nil {
+					l.ahead = map[uint64]struct{}{}
+				}
+				l.ahead[g] = struct{}{}
+			}
+		}
+	}
+	for _, l := range &q.lanes {
+		if l == nil {
+			continue
+		}
+		if err := q.recount(l); err != nil {
+			return err
+		}
+		for i := range l.ext {
+			q.next = max(q.next, l.ext[i].last+1)
+		}
+	}
+	q.wnext = q.next
+	q.aging = true // whether a stored message has a bound of its own is not known
+	return nil
+}
+
+// recount sorts the extents of a lane, resolves copies that a compaction under way left, and counts.
+func (q *Queue) recount(l *lane) error {
+	slices.SortFunc(l.ext, func(a, b extent) int {
+		return cmp.Or(cmp.Compare(a.first, b.first), cmp.Compare(a.last, b.last), cmp.Compare(a.seg.id, b.seg.id))
+	})
+	l.ext = slices.DeleteFunc(l.ext, func(e extent) bool { return e.last <= l.water })
+	for i := 1; i < len(l.ext); {
+		if l.ext[i].first > l.ext[i-1].last {
+			i++
+			continue
+		}
+		drop := i // of two copies the younger was complete before it counted
+		if l.ext[i].seg.id > l.ext[i-1].seg.id {
+			drop = i - 1
+		}
+		l.ext = slices.Delete(l.ext, drop, drop+1)
+		i = max(i-1, 1)
+	}
+	l.count, l.bytes = 0, 0
+	gaps := slices.Sorted(maps.Keys(l.ahead))
+	for i := range l.ext {
+		if err := q.recountExtent(l, &l.ext[i], gaps); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (q *Queue) recountExtent(l *lane, e *extent, gaps []uint64) error {
+	n, bytes := int64(e.count), int64(e.bytes)
+	k, _ := slices.BinarySearch(gaps, e.first)
+	if e.first <= l.water || (k < len(gaps) && gaps[k] <= e.last) {
+		recs, err := q.recsOf(l, e)
+		if err != nil {
+			return err
+		}
+		n, bytes = 0, 0
+		for _, r := range recs {
+			seq := e.first + uint64(r.seq)
+			if _, left := l.ahead[seq]; !left && seq > l.water {
+				n++
+				bytes += int64(r.size)
+			}
+		}
+	}
+	l.count += n
+	l.bytes += bytes
+	if l.class == asideClass {
+		q.asides += n
+	} else {
+		q.msgs += n
+		q.bytes += bytes
+	}
+	e.seg.live.Add(n)
+	e.seg.liveBytes.Add(bytes)
+	q.j.liveBytes.Add(bytes + n*recordOverhead)
+	return nil
+}
+
+// recsOf returns the records of an extent from memory or disk.
+func (q *Queue) recsOf(l *lane, e *extent) ([]rec, error) {
+	if e.recs != nil {
+		return *e.recs, nil
+	}
+	recs, err := q.j.readList(q, l.class, e)
+	if err == nil && len(recs) < int(e.count) {
+		lost := e.count - uint32(len(recs))
+		e.count = uint32(len(recs))
+		q.j.stats.Damaged += uint64(lost)
+	}
+	return recs, err
+}
+
+// spare keeps files that hold nothing for later use and lets the housekeeper remove the rest.
+func (r *recovery) spare() {
+	j := r.j
+	if j.o.ReadOnly {
+		return
+	}
+	for _, x := range r.files {
+		if !x.used {
+			j.retired = append(j.retired, &segment{slot: x.slot})
+		}
+	}
+	j.w.lastFlush = time.Now()
+}

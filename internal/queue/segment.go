@@ -1,0 +1,149 @@
+package queue
+
+import (
+	"fmt"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+)
+
+// slot is one file of the folder. A slot is used by one segment after another; its name never changes, so that taking it into use needs no sync of the folder.
+type slot struct {
+	num  uint32
+	name string // full path
+	size int64  // owned by whoever owns the slot: a segment, or the list of free slots
+}
+
+const slotSuffix = ".jnl"
+
+func slotName(dir string, num uint32) string {
+	return filepath.Join(dir, fmt.Sprintf("%08x%s", num, slotSuffix))
+}
+
+// segment is one life of a slot.
+type segment struct {
+	id   uint64
+	salt uint32
+	cold bool
+	slot *slot
+
+	end    atomic.Int64 // where the synced groups end
+	footer atomic.Int64 // where the index stands; 0 = there is none yet
+	sealed atomic.Bool  // nothing is appended any more
+
+	live      atomic.Int64 // messages that still wait or are kept aside
+	liveBytes atomic.Int64 // their size
+
+	pins atomic.Int32 // reads under way; a pinned slot is not used again
+	dead atomic.Bool  // holds nothing; reads that come too late look elsewhere
+}
+
+func (s *segment) unpin() { s.pins.Add(-1) }
+
+// drop notes that one message of the segment left.
+func (s *segment) drop(size uint32) (empty bool) {
+	s.liveBytes.Add(-int64(size))
+	return s.live.Add(-1) == 0
+}
+
+// maxReadFiles bounds the descriptors that reading keeps open.
+const maxReadFiles = 32
+
+// fileCache keeps the files of recently read slots open.
+type fileCache struct {
+	fs filesys
+
+	mu    sync.Mutex
+	open  map[*slot]*readFile
+	clock uint64
+}
+
+type readFile struct {
+	f    file
+	pins int
+	used uint64
+}
+
+// get returns the open file of a slot and a function that lets go of it.
+func (c *fileCache) get(s *slot) (file, func(), error) {
+	c.mu.Lock()
+	r := c.open[s]
+	if r != nil {
+		r.pins++
+		c.clock++
+		r.used = c.clock
+		c.mu.Unlock()
+		return r.f, func() { c.put(r) }, nil
+	}
+	c.mu.Unlock()
+	f, err := c.fs.open(s.name, openRead)
+	if err != nil {
+		return nil, nil, err
+	}
+	c.mu.Lock()
+	if other := c.open[s]; other != nil {
+		other.pins++
+		c.mu.Unlock()
+		f.Close()
+		return other.f, func() { c.put(other) }, nil
+	}
+	c.clock++
+	r = &readFile{f: f, pins: 1, used: c.clock}
+	c.open[s] = r
+	victim := c.victim()
+	c.mu.Unlock()
+	if victim != nil {
+		victim.Close()
+	}
+	return f, func() { c.put(r) }, nil
+}
+
+func (c *fileCache) put(r *readFile) {
+	c.mu.Lock()
+	r.pins--
+	c.mu.Unlock()
+}
+
+// victim takes the longest unused file out of a cache that is too large.
+func (c *fileCache) victim() file {
+	if len(c.open) <= maxReadFiles {
+		return nil
+	}
+	var old *slot
+	for s, r := range c.open {
+		if r.pins == 0 && (old == nil || r.used < c.open[old].used) {
+			old = s
+		}
+	}
+	if old == nil {
+		return nil
+	}
+	f := c.open[old].f
+	delete(c.open, old)
+	return f
+}
+
+// forget closes the file of a slot that is about to be removed.
+func (c *fileCache) forget(s *slot) {
+	c.mu.Lock()
+	r := c.open[s]
+	if r != nil && r.pins > 0 {
+		r = nil // a reader has it; the next eviction closes it
+	}
+	if r != nil {
+		delete(c.open, s)
+	}
+	c.mu.Unlock()
+	if r != nil {
+		r.f.Close()
+	}
+}
+
+func (c *fileCache) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for s, r := range c.open {
+		r.f.Close()
+		delete(c.open, s)
+	}
+}

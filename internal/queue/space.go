@@ -1,0 +1,350 @@
+package queue
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"slices"
+	"syscall"
+	"time"
+)
+
+// errBound: the folder has reached Options.MaxBytes.
+var errBound = errors.New("the folder has reached its bound")
+
+// reserveBytes is the size of the file that is kept for acknowledgements when the disk is full.
+const reserveBytes = 256 << 10
+
+// makeRoom sees to it that a group of est bytes with so many records fits the segment in use, opening a new one when it does not. Groups with records
+// leave room for acknowledgements, in the segment and in a reserve of their own, so that a full disk can always be drained.
+func (j *Journal) makeRoom(est int64, recs int) error {
+	w := &j.w
+	if recs > 0 {
+		if err := j.keepReserve(); err != nil {
+			return err
+		}
+	}
+	need := est + indexRoom(w.runs+recs, w.records+recs) + blockBytes
+	if recs > 0 {
+		need += controlReserve
+	}
+	if w.seg != nil && w.off+need <= w.seg.slot.size {
+		return nil
+	}
+	return j.roll(est+indexRoom(recs, recs)+blockBytes+controlReserve, recs > 0)
+}
+
+// keepReserve prepares the reserve when there is none.
+func (j *Journal) keepReserve() error {
+	j.mu.Lock()
+	have := j.reserve != nil
+	if !have && len(j.free) > 1 {
+		j.reserve, j.free = j.free[0], j.free[1:]
+		have = true
+	}
+	j.mu.Unlock()
+	if have {
+		return nil
+	}
+	s, err := j.createSlot(min(reserveBytes, j.o.SegmentBytes), 0)
+	if err != nil {
+		return err
+	}
+	j.mu.Lock()
+	j.reserve = s
+	j.mu.Unlock()
+	return nil
+}
+
+// createSlot preallocates a file. When the disk has no room for size, smaller ones down to least are tried; least 0 means size or nothing.
+func (j *Journal) createSlot(size, least int64) (*slot, error) {
+	if least == 0 {
+		least = size
+	}
+	for {
+		s, err := j.createSlotOf(size)
+		if err == nil {
+			return s, nil
+		}
+		if full := errors.Is(err, syscall.ENOSPC) || errors.Is(err, errBound); !full || size/2 < least {
+			return nil, err
+		}
+		size /= 2
+	}
+}
+
+func (j *Journal) createSlotOf(size int64) (*slot, error) {
+	j.mu.Lock()
+	if j.o.MaxBytes > 0 && j.slotBytes+size > j.o.MaxBytes {
+		j.mu.Unlock()
+		return nil, errBound
+	}
+	num := j.nextSlot
+	j.nextSlot++
+	j.slotBytes += size
+	j.mu.Unlock()
+	s := &slot{num: num, name: slotName(j.o.Dir, num), size: size}
+	err := j.allocate(s)
+	if err != nil {
+		j.mu.Lock()
+		j.slotBytes -= size
+		j.mu.Unlock()
+		return nil, err
+	}
+	return s, nil
+}
+
+// allocate makes the file of a slot durable: its blocks, its size and its name.
+func (j *Journal) allocate(s *slot) error {
+	f, err := j.fs.open(s.name, createNew)
+	if err != nil {
+		return err
+	}
+	if err = f.allocate(s.size); err == nil {
+		err = f.sync()
+	}
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = j.fs.syncDir(j.o.Dir)
+	}
+	if err != nil {
+		j.fs.remove(s.name)
+	}
+	return err
+}
+
+// takeSlot finds a file for the next segment. Acknowledgements may take the reserve, messages may not.
+func (j *Journal) takeSlot(need int64, data bool) (*slot, error) {
+	j.mu.Lock()
+	for i, s := range j.free {
+		if s.size >= need {
+			j.free = slices.Delete(j.free, i, i+1)
+			j.mu.Unlock()
+			return s, nil
+		}
+	}
+	j.mu.Unlock()
+	poke(j.chore)
+	size := max(j.o.SegmentBytes, align(need, blockBytes))
+	s, err := j.createSlot(size, max(align(need, blockBytes), min(reserveBytes, j.o.SegmentBytes)))
+	if err == nil || data {
+		return s, err
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if r := j.reserve; r != nil && r.size >= need {
+		j.reserve = nil
+		return r, nil
+	}
+	return nil, err
+}
+
+// roll opens a new segment that begins with a snapshot of all state, synced before anything else goes there. The segment that was in use is sealed.
+func (j *Journal) roll(need int64, data bool) error {
+	w := &j.w
+	snap, emptied := j.snapshot(w.b) // laid out for its size only; the salt is not known yet
+	s, err := j.takeSlot(segDataStart+int64(snap)+2*blockBytes+need, data)
+	if err != nil {
+		return err
+	}
+	f, err := j.fs.open(s.name, openWrite)
+	if err != nil {
+		j.mu.Lock()
+		j.free = append(j.free, s)
+		j.mu.Unlock()
+		return err
+	}
+	g := &segment{id: j.nextSeg.Add(1), salt: rand.Uint32(), slot: s}
+	h := segHeader{version: formatVersion, id: g.id, salt: g.salt, instance: j.instance, machine: j.machine, created: time.Now().UnixMilli()}
+	// From here on the new header may be on the disk, with a snapshot that says where the old segment ends: nothing goes there any more.
+	j.seal()
+	w.b.reset(g.salt, 0)
+	_, emptied = j.snapshot(w.b)
+	buf := append(h.block(), w.b.finish(segDataStart)...)
+	w.f, w.seg = f, g
+	if err := j.writeSync(buf, 0); err != nil {
+		w.f, w.seg = nil, nil
+		f.Close()
+		w.zombies = append(w.zombies, s)
+		return err
+	}
+	w.off, w.group, w.records, w.runs = int64(len(buf)), 1, 0, 0
+	g.end.Store(w.off)
+	j.mu.Lock()
+	j.segments = append(j.segments, g)
+	j.retired = append(j.retired, emptied...)
+	j.emptied = slices.DeleteFunc(j.emptied, func(e *segment) bool { return slices.Contains(emptied, e) })
+	for _, z := range w.zombies {
+		j.retired = append(j.retired, &segment{slot: z})
+	}
+	j.mu.Unlock()
+	w.zombies = nil
+	poke(j.chore)
+	return nil
+}
+
+// seal ends the use of the segment in use.
+func (j *Journal) seal() {
+	w := &j.w
+	if w.seg == nil {
+		return
+	}
+	w.f.Close()
+	g := w.seg
+	w.f, w.seg = nil, nil
+	g.sealed.Store(true)
+	j.mu.Lock()
+	if g.live.Load() > 0 {
+		j.unindexed = append(j.unindexed, g)
+	}
+	j.retireLocked(g)
+	j.mu.Unlock()
+	poke(j.chore)
+}
+
+// abandon leaves a segment whose last write or sync failed as of its last good sync.
+func (j *Journal) abandon() { j.seal() }
+
+// snapshot lays out all state: which segments hold messages, which queues there are, where they stand. It returns its length and the segments that
+// need not be kept once it is durable.
+func (j *Journal) snapshot(b *builder) (int, []*segment) {
+	start := len(b.buf)
+	if start == 0 {
+		b.reset(b.salt, 0)
+	}
+	j.mu.Lock()
+	emptied := slices.Clone(j.emptied)
+	segs := slices.Clone(j.segments)
+	queues := make([]*Queue, 0, len(j.queues))
+	for _, q := range j.queues {
+		queues = append(queues, q)
+	}
+	head := binary.AppendUvarint(nil, uint64(j.nextQID))
+	boots := make(map[[16]byte]int64, len(j.boots))
+	for k, v := range j.boots {
+		boots[k] = v
+	}
+	j.mu.Unlock()
+	b.item(itemSnapshot, head)
+	for _, s := range segs {
+		b.item(itemSegment, appendSegment(nil, s))
+	}
+	for id, off := range boots {
+		b.item(itemBoot, appendBoot(nil, id, off))
+	}
+	var body []byte
+	for _, q := range queues {
+		q.mu.Lock()
+		stored := q.stored
+		body = q.stateLocked(body[:0])
+		q.mu.Unlock()
+		q.wnamed = stored
+		if stored {
+			b.item(itemQueue, appendName(nil, q))
+			b.item(itemState, body)
+		}
+	}
+	b.item(itemEnd, nil)
+	return len(b.buf) - start, emptied
+}
+
+func appendSegment(b []byte, s *segment) []byte {
+	b = binary.AppendUvarint(b, s.id)
+	b = binary.AppendUvarint(b, uint64(s.slot.num))
+	b = binary.LittleEndian.AppendUint32(b, s.salt)
+	b = binary.AppendUvarint(b, uint64(s.end.Load()))
+	if s.cold {
+		return append(b, 1)
+	}
+	return append(b, 0)
+}
+
+func appendBoot(b []byte, id [16]byte, off int64) []byte {
+	return binary.AppendVarint(append(b, id[:]...), off)
+}
+
+// upkeep returns the changes of state that are due beside acknowledgements.
+func (j *Journal) upkeep() []*control {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	var cs []*control
+	if len(j.emptied) > 0 {
+		gone := slices.Clone(j.emptied)
+		cs = append(cs, &control{size: 32 + 10*len(gone), encode: func(b *builder) {
+			var body []byte
+			for _, s := range gone {
+				body = binary.AppendUvarint(body, s.id)
+			}
+			b.item(itemFreed, body)
+		}, apply: func() { j.freed(gone) }})
+	}
+	if j.bootsDirty {
+		j.bootsDirty = false
+		boot, off := j.boot.id, j.boots[j.boot.id]
+		cs = append(cs, &control{size: 64, encode: func(b *builder) { b.item(itemBoot, appendBoot(nil, boot, off)) }})
+	}
+	return cs
+}
+
+// freed hands the slots of segments that are no longer part of the journal to the housekeeper.
+func (j *Journal) freed(gone []*segment) {
+	j.mu.Lock()
+	for _, s := range gone {
+		if i := slices.Index(j.emptied, s); i >= 0 {
+			j.emptied = slices.Delete(j.emptied, i, i+1)
+			j.retired = append(j.retired, s)
+		}
+	}
+	j.mu.Unlock()
+	poke(j.chore)
+}
+
+func (j *Journal) stopped() error {
+	j.pend.mu.Lock()
+	defer j.pend.mu.Unlock()
+	return j.pend.stop
+}
+
+// trouble refuses appends until a probe succeeds. Reading and acknowledging go on.
+func (j *Journal) trouble(err error) {
+	w := &j.w
+	stop, text := ErrDisk, err.Error()
+	switch {
+	case errors.Is(err, errBound):
+		stop = ErrFull
+	case errors.Is(err, syscall.ENOSPC):
+		text = "disk full: " + text
+	case errors.Is(err, syscall.EROFS) || errors.Is(err, fs.ErrPermission):
+		text = "disk read-only: " + text
+	}
+	w.backoff = min(max(w.backoff*2, minBackoff), maxBackoff)
+	w.retryAt = time.Now().Add(w.backoff)
+	j.pend.mu.Lock()
+	began := j.pend.stop == nil
+	j.pend.stop = fmt.Errorf("%w: %s", stop, text)
+	j.pend.mu.Unlock()
+	j.mu.Lock()
+	j.broken = text
+	j.mu.Unlock()
+	if began {
+		j.report(Event{Kind: EventTrouble, Reason: text, Err: err})
+	}
+}
+
+// probe tries whether messages can be stored again.
+func (j *Journal) probe() {
+	if err := j.makeRoom(64<<10, 1); err != nil {
+		j.trouble(err)
+		return
+	}
+	j.w.backoff = 0
+	j.pend.mu.Lock()
+	j.pend.stop = nil
+	j.pend.mu.Unlock()
+	j.mu.Lock()
+	j.broken = ""
+	j.mu.Unlock()
+	j.report(Event{Kind: EventRecovered})
+}

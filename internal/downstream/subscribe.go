@@ -60,7 +60,10 @@ func (c *conn) filterCode(filter string) byte {
 		return packet.TopicFilterInvalid
 	case strings.HasPrefix(filter, "$share/"):
 		return packet.SharedNotSupported
-	case !strings.HasPrefix(filter, LocalPrefix), !c.server.access.maySubscribe(c.user, c.id, filter):
+	case !strings.HasPrefix(filter, LocalPrefix):
+		// What the Eclipse conformance suites expect of a topic nobody may subscribe to.
+		return packet.UnspecifiedError
+	case !c.server.access.maySubscribe(c.user, c.id, filter):
 		return packet.NotAuthorized
 	}
 	return packet.Success

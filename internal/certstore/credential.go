@@ -29,8 +29,6 @@ type Credential struct {
 	tls         *tls.Certificate
 	notes       []string // what was put right or looks odd, for Inspect
 	doubts      []string // what makes a half-written file likely: the store looks once more before it believes it
-	top         string   // the issuer that the hub must know
-	root        bool     // the file held the self-signed root
 }
 
 // Leaf returns the identity's own certificate. The caller must not change it.

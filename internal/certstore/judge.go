@@ -1,8 +1,9 @@
 package certstore
 
 import (
-	"fmt"
-	"io/fs"
+	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -79,32 +80,48 @@ func (s *Store) judge(v view, stable time.Duration) (again bool) {
 	return false
 }
 
-// acceptable applies the rules that hold before any dial.
+// acceptable applies the rules that hold before any dial. A key that others may read is refused for an identity that was
+// never proved; for a box that works, being locked out would be worse than the warning.
 func (s *Store) acceptable(c *Credential, from sight) error {
 	if err := nameProblem(c, s.o.CommonName); err != nil {
 		return err
 	}
-	loose := looseMode(from.files[from.src.keyPath()].info)
-	s.mu.Lock()
-	first := s.current == nil && !s.known
-	s.looseKey = ""
-	if loose != 0 {
-		s.looseKey = fmt.Sprintf("%s has mode %04o", from.src.keyPath(), loose)
+	path := from.src.keyPath()
+	mode := looseMode(from.files[path].info)
+	if mode == 0 {
+		s.update(func() { s.looseKey = "" })
+		return nil
 	}
-	s.mu.Unlock()
-	if loose != 0 && first {
-		return &Invalid{Reason: fmt.Sprintf("the private key file %s may be read or written by others (mode %04o)", from.src.keyPath(), loose), Hint: "chmod 600, or 640 with the daemon's group", Fingerprint: c.fingerprint}
+	text := looseText(path, mode)
+	var first bool
+	s.update(func() {
+		if first = s.current == nil && !s.known; first || s.looseKey == text {
+			return
+		}
+		s.looseKey = text
+		s.say(zap.WarnLevel, "private key file may be read or written by others", zap.String("reason", text))
+	})
+	if first {
+		reason, hint, _ := strings.Cut(text, "; ")
+		return &Invalid{Reason: reason, Hint: hint, Fingerprint: c.fingerprint}
 	}
 	return nil
 }
 
-// looseMode returns the mode of a key file that others may read or its group may write, else 0. Reading by the group is
-// how a daemon under its own user gets at a key that root owns, and how Kubernetes (fsGroup) and systemd hand out theirs.
-func looseMode(info fs.FileInfo) fs.FileMode {
-	if info == nil || info.Mode().Perm()&0o027 == 0 {
-		return 0
-	}
-	return info.Mode().Perm()
+// placed notes how the files are watched and what is wrong with where they are.
+func (s *Store) placed(mode string, where []string) {
+	s.mu.Lock()
+	src := s.source
+	s.mu.Unlock()
+	where = append(where, snapshots(src.files(), os.Getenv("CREDENTIALS_DIRECTORY"))...)
+	s.update(func() {
+		for _, text := range where {
+			if !slices.Contains(s.where, text) {
+				s.say(zap.WarnLevel, "certificate file is in a place that hides renewals", zap.String("reason", text))
+			}
+		}
+		s.watch, s.where = mode, where
+	})
 }
 
 // preferFilesLocked drops a remembered credential that is out of date when the files hold a better one.
@@ -248,7 +265,7 @@ func (s *Store) Status() Status {
 		CandidateState: None}
 	st.Problems = append(st.Problems, s.where...)
 	if s.looseKey != "" {
-		st.Problems = append(st.Problems, s.looseKey+": others may read or change the private key")
+		st.Problems = append(st.Problems, s.looseKey)
 	}
 	if s.current != nil {
 		sum := Summarize(s.current, now)

@@ -89,7 +89,7 @@ func assemble(path string, certs []*x509.Certificate, signer crypto.Signer) (*Cr
 	}
 	o := order(leaf, others)
 	c := newCredential(o.chain, signer, spki)
-	c.notes, c.doubts, c.root = o.notes, o.doubts, o.root
+	c.notes, c.doubts = o.notes, o.doubts
 	if certs[0] != leaf {
 		c.notes = append(c.notes, "the certificate of the key is not the first in the file")
 	}
@@ -119,7 +119,6 @@ func shortHash(spki []byte) string {
 type ordered struct {
 	chain         []*x509.Certificate
 	notes, doubts []string
-	root          bool
 }
 
 // order walks from the leaf to its issuers. A self-signed root is left out of what is sent, because the hub has its own;
@@ -140,7 +139,6 @@ func order(leaf *x509.Certificate, others []*x509.Certificate) ordered {
 		}
 		used[next] = true
 		if selfIssued(next) {
-			o.root = true
 			break
 		}
 		o.chain = append(o.chain, next)

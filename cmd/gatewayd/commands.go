@@ -1,0 +1,8 @@
+package main
+
+import "github.com/spf13/cobra"
+
+// commands are what gatewayd can do.
+func commands() []*cobra.Command {
+	return []*cobra.Command{newRunCommand(), newDemoCommand(), newPasswdCommand(), newVersionCommand()}
+}

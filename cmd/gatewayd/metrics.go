@@ -1,0 +1,131 @@
+package main
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+)
+
+// syncObserver is the histogram of sync times; it exists before the registry
+// because the journal reports to it from its opening on.
+type syncObserver struct{ prometheus.Histogram }
+
+func newSyncObserver() *syncObserver {
+	return &syncObserver{prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "gatewayd_queue_sync_seconds", Help: "Time that one sync of the queue took.",
+		// 0.25 ms, a good disk, to 8 s, a dying card.
+		Buckets: prometheus.ExponentialBuckets(0.00025, 2, 16),
+	})}
+}
+
+func (s *syncObserver) observe(d time.Duration) { s.Observe(d.Seconds()) }
+
+// metric is one family that is read from a report.
+type metric struct {
+	desc *prometheus.Desc
+	kind prometheus.ValueType
+}
+
+func gauge(name, help string, labels ...string) metric {
+	return metric{prometheus.NewDesc("gatewayd_"+name, help, labels, nil), prometheus.GaugeValue}
+}
+
+func counter(name, help string, labels ...string) metric {
+	return metric{prometheus.NewDesc("gatewayd_"+name, help, labels, nil), prometheus.CounterValue}
+}
+
+// collector turns reports into metrics at the moment of a scrape, so that no
+// counter exists twice. Labels are bounded by the configuration and by fixed
+// lists of reasons.
+type collector struct {
+	g *gateway
+
+	connected, notAfter, rotations, connects             metric
+	received, refused, delivered, resent, dropped        metric
+	messages, bytes, oldest, aside, inFlight             metric
+	diskWritten, payload, diskBytes, healthy, clockTrust metric
+}
+
+func newCollector(g *gateway) *collector {
+	return &collector{
+		g:           g,
+		connected:   gauge("identity_connected", "1 while the identity's connection to the hub is up.", "identity"),
+		notAfter:    gauge("certificate_not_after_seconds", "Unix time at which the certificate in use expires.", "identity"),
+		rotations:   counter("rotations_total", "Changes of certificate by result: committed, missed, rejected.", "identity", "result"),
+		connects:    counter("connects_total", "Connects to the hub by result: accepted, or the kind of fault.", "identity", "result"),
+		received:    counter("messages_received_total", "Messages accepted from local sources.", "source"),
+		refused:     counter("messages_refused_total", "Messages refused at the local side.", "source", "reason"),
+		delivered:   counter("messages_delivered_total", "Messages that the hub acknowledged.", "identity"),
+		resent:      counter("messages_resent_total", "Messages sent again after a connection ended without their acknowledgement.", "identity"),
+		dropped:     counter("messages_dropped_total", "Messages that left the queue without the hub's acknowledgement.", "identity", "reason"),
+		messages:    gauge("queue_messages", "Messages that wait for the hub.", "identity"),
+		bytes:       gauge("queue_bytes", "Bytes of the messages that wait for the hub.", "identity"),
+		oldest:      gauge("queue_oldest_seconds", "Age of the oldest message that waits.", "identity"),
+		aside:       gauge("queue_aside_messages", "Messages set aside for inspection.", "identity"),
+		inFlight:    gauge("messages_in_flight", "Messages sent to the hub and not yet acknowledged.", "identity"),
+		diskWritten: counter("queue_disk_written_bytes_total", "Bytes that the queue wrote to the device, in whole blocks."),
+		payload:     counter("queue_payload_bytes_total", "Payload bytes stored in the queue; the ratio to the bytes written is the write amplification."),
+		diskBytes:   gauge("queue_disk_bytes", "Size of the queue's folder."),
+		healthy:     gauge("healthy", "1 while nothing is wrong; /status names the first fault."),
+		clockTrust:  gauge("clock_trusted", "1 while the machine's clock is believed."),
+	}
+}
+
+// Describe sends nothing: the families depend on the configuration.
+func (c *collector) Describe(chan<- *prometheus.Desc) {}
+
+// Collect reads one report.
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	r := c.g.report()
+	send := func(m metric, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(m.desc, m.kind, v, labels...)
+	}
+	send(c.diskWritten, float64(r.Disk.WrittenBytes))
+	send(c.payload, float64(r.Disk.PayloadBytes))
+	send(c.diskBytes, float64(r.Disk.Bytes))
+	send(c.healthy, truth(r.Healthy))
+	send(c.clockTrust, truth(r.Clock == "trusted"))
+	for _, s := range r.Sources {
+		send(c.received, float64(s.Received), s.Source)
+		for reason, n := range s.Refused {
+			send(c.refused, float64(n), s.Source, reason)
+		}
+	}
+	for _, id := range r.Identities {
+		send(c.connected, truth(id.Connected), id.Name)
+		if cert := id.Certificate.Current; cert != nil {
+			send(c.notAfter, float64(cert.NotAfter.Unix()), id.Name)
+		}
+		send(c.rotations, float64(id.Certificate.Committed), id.Name, "committed")
+		send(c.rotations, float64(id.Certificate.MissedTrials), id.Name, "missed")
+		send(c.rotations, float64(id.Certificate.RejectedTotal), id.Name, "rejected")
+		for result, n := range id.Connects {
+			send(c.connects, float64(n), id.Name, result)
+		}
+		send(c.delivered, float64(id.Delivered), id.Name)
+		send(c.resent, float64(id.Resent), id.Name)
+		for reason, n := range id.Queue.Dropped {
+			send(c.dropped, float64(n), id.Name, reason)
+		}
+		send(c.messages, float64(id.Queue.Messages), id.Name)
+		send(c.bytes, float64(id.Queue.Bytes), id.Name)
+		send(c.oldest, id.Queue.OldestSeconds, id.Name)
+		send(c.aside, float64(id.Queue.Aside), id.Name)
+		send(c.inFlight, float64(id.InFlight), id.Name)
+	}
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// newRegistry has the gateway's own metrics beside those of Go and the process.
+func newRegistry(g *gateway) *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), g.syncs, newCollector(g))
+	return r
+}

@@ -1,0 +1,221 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"gatewayd/internal/certstore"
+	"gatewayd/internal/downstream"
+	"gatewayd/internal/hub"
+	"gatewayd/internal/queue"
+)
+
+// reportSchema is raised when a field of report changes its meaning or goes.
+const reportSchema = 1
+
+// report is what the gateway says of itself: the answer of /status, of
+// `gatewayd status --json`, and what metrics are made from. Times are UTC,
+// durations are in seconds.
+type report struct {
+	Schema     int              `json:"schema"`
+	Version    string           `json:"version"`
+	Now        time.Time        `json:"now"`
+	Started    time.Time        `json:"started"`
+	Healthy    bool             `json:"healthy"`
+	FirstFault string           `json:"first_fault"` // "" when healthy
+	Clock      string           `json:"clock"`       // trusted or untrusted
+	Disk       diskReport       `json:"disk"`
+	Identities []identityReport `json:"identities"`
+	// Unconfigured are identities that are in no configuration any more and still
+	// have messages on disk.
+	Unconfigured []string                 `json:"unconfigured,omitempty"`
+	Listeners    []listenerReport         `json:"listeners"`
+	Sources      []downstream.SourceCount `json:"sources"`
+	Sensors      []downstream.Count       `json:"sensors"` // the latest seen, at most 100
+	Topics       []downstream.Count       `json:"topics"`  // by first two levels, at most 100
+}
+
+type diskReport struct {
+	Trouble       string  `json:"trouble"` // "" when nothing is wrong
+	Bytes         int64   `json:"bytes"`
+	LiveBytes     int64   `json:"live_bytes"`
+	Segments      int     `json:"segments"`
+	WrittenBytes  uint64  `json:"written_bytes"`
+	PayloadBytes  uint64  `json:"payload_bytes"`
+	Syncs         uint64  `json:"syncs"`
+	LastSync      float64 `json:"last_sync_seconds"`
+	PendingBytes  int64   `json:"pending_bytes"`
+	Damaged       uint64  `json:"damaged_records"`
+	TornGroups    uint64  `json:"torn_groups"`
+	Compacted     uint64  `json:"compacted"`
+	Amplification float64 `json:"written_per_payload_byte"`
+}
+
+type identityReport struct {
+	Name       string            `json:"name"`
+	HubID      string            `json:"hub_id"` // device or device/module
+	Host       string            `json:"host"`
+	Connected  bool              `json:"connected"`
+	State      string            `json:"state"`
+	Since      time.Time         `json:"since"`
+	FirstFault string            `json:"first_fault"` // what is wrong, "" when nothing is
+	Hint       string            `json:"hint"`        // what to do about it
+	Remote     string            `json:"remote"`
+	NextTry    *time.Time        `json:"next_try,omitempty"`
+	Progress   *time.Time        `json:"last_acknowledged,omitempty"`
+	InFlight   int               `json:"in_flight"`
+	Delivered  uint64            `json:"delivered"`
+	Resent     uint64            `json:"resent"`
+	Connects   map[string]uint64 `json:"connects"`
+	Rotations  uint64            `json:"rotations"`
+	Rotation   *rotationReport   `json:"last_rotation,omitempty"`
+	Trial      string            `json:"trial"`
+
+	Certificate certstore.Status `json:"certificate"`
+	Queue       queueReport      `json:"queue"`
+}
+
+type rotationReport struct {
+	At     time.Time `json:"at"`
+	From   string    `json:"from"`
+	To     string    `json:"to"`
+	GapMS  float64   `json:"gap_ms"`
+	Pause  float64   `json:"pause_ms"`
+	Resent int       `json:"resent"`
+}
+
+type queueReport struct {
+	Messages      int64             `json:"messages"`
+	Bytes         int64             `json:"bytes"`
+	OldestSeconds float64           `json:"oldest_seconds"`
+	Appended      uint64            `json:"appended"`
+	Acked         uint64            `json:"acked"`
+	Aside         int64             `json:"aside"`
+	Dropped       map[string]uint64 `json:"dropped"`
+}
+
+type listenerReport struct {
+	Kind    string `json:"kind"`
+	Address string `json:"address"`
+	downstream.MQTTStats
+}
+
+// sensorsShown bounds the tables of sensors and topics in a report.
+const sensorsShown = 100
+
+// report takes a copy of everything; parts are consistent in themselves.
+func (g *gateway) report() report {
+	now, trusted := g.clock.Now()
+	r := report{Schema: reportSchema, Version: readBuild().Version, Now: now.UTC(), Started: g.started.UTC(), Clock: "untrusted",
+		Disk: newDiskReport(g.journal.Stats()), Sources: g.gate.Ledger().Sources(),
+		Sensors: g.gate.Ledger().Clients(sensorsShown), Topics: g.gate.Ledger().Prefixes(sensorsShown)}
+	if trusted {
+		r.Clock = "trusted"
+	}
+	for _, id := range g.identities {
+		r.Identities = append(r.Identities, id.report())
+	}
+	for _, name := range g.journal.Identities() {
+		if g.byName[name] == nil {
+			r.Unconfigured = append(r.Unconfigured, name)
+		}
+	}
+	for _, m := range g.mqtt {
+		r.Listeners = append(r.Listeners, listenerReport{Kind: "mqtt", Address: m.Addr().String(), MQTTStats: m.Stats()})
+	}
+	for _, h := range g.http {
+		r.Listeners = append(r.Listeners, listenerReport{Kind: "http", Address: h.Addr().String()})
+	}
+	r.FirstFault = r.firstFault()
+	r.Healthy = r.FirstFault == ""
+	return r
+}
+
+// firstFault is the one line that an operator needs first: the disk concerns
+// every identity, then the identities in the order of the file.
+func (r *report) firstFault() string {
+	if r.Disk.Trouble != "" {
+		return "disk: " + r.Disk.Trouble
+	}
+	for _, id := range r.Identities {
+		if id.FirstFault != "" {
+			return id.Name + ": " + id.FirstFault
+		}
+	}
+	return ""
+}
+
+func newDiskReport(s queue.JournalStats) diskReport {
+	d := diskReport{Trouble: s.Trouble, Bytes: s.DiskBytes, LiveBytes: s.LiveBytes, Segments: s.Segments, WrittenBytes: s.DiskWritten,
+		PayloadBytes: s.PayloadBytes, Syncs: s.Syncs, LastSync: s.LastSync.Seconds(), PendingBytes: s.Pending, Damaged: s.Damaged,
+		TornGroups: s.Torn, Compacted: s.Compacted}
+	if s.PayloadBytes > 0 {
+		d.Amplification = float64(s.DiskWritten) / float64(s.PayloadBytes)
+	}
+	return d
+}
+
+func (id *identity) report() identityReport {
+	s, q, c := id.session.Status(), id.queue.Stats(), id.store.Status()
+	r := identityReport{
+		Name: id.cfg.Name, HubID: id.cfg.HubID(), Host: id.cfg.HostName, Connected: s.State == hub.StateConnected, State: s.State,
+		Since: s.Since.UTC(), Remote: s.Remote, NextTry: timeOrNil(s.NextTry), Progress: timeOrNil(s.Progress), InFlight: s.InFlight,
+		Delivered: s.Delivered, Resent: s.Resent, Connects: s.Connects, Rotations: s.Rotations, Trial: s.Trial, Certificate: c,
+		Queue: queueReport{Messages: q.Messages, Bytes: q.Bytes, OldestSeconds: q.OldestAge.Seconds(), Appended: q.Appended,
+			Acked: q.Acked, Aside: q.Aside, Dropped: q.Dropped},
+	}
+	if s.Rotations > 0 {
+		r.Rotation = &rotationReport{At: s.Rotation.At.UTC(), From: s.Rotation.From, To: s.Rotation.To,
+			GapMS: millis(s.Rotation.Gap), Pause: millis(s.Rotation.Pause), Resent: s.Rotation.Resent}
+	}
+	r.FirstFault, r.Hint = firstIdentityFault(s, c)
+	return r
+}
+
+// firstIdentityFault looks in the order in which a cause hides the next: files,
+// connection, then what threatens later.
+func firstIdentityFault(s hub.Status, c certstore.Status) (fault, hint string) {
+	switch {
+	case c.Current == nil:
+		return strings.TrimSuffix("no usable certificate: "+c.CandidateReason, ": "), c.CandidateHint
+	case s.Fault != nil:
+		return s.Fault.Error(), s.Fault.Hint
+	case s.State != hub.StateConnected && s.State != hub.StateNew && s.State != hub.StateConnecting:
+		return s.State, ""
+	case c.CandidateState == certstore.Refused || c.CandidateState == certstore.Missed || c.CandidateState == certstore.Rejected:
+		return fmt.Sprintf("new certificate %s: %s", c.CandidateState, c.CandidateReason), c.CandidateHint
+	case len(c.Problems) > 0:
+		return c.Problems[0], ""
+	}
+	return "", ""
+}
+
+func timeOrNil(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC()
+	return &t
+}
+
+func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// statusLine is the one line that systemctl shows.
+func (g *gateway) statusLine() string {
+	connected, queued := 0, int64(0)
+	for _, id := range g.identities {
+		if id.session.Status().State == hub.StateConnected {
+			connected++
+		}
+		queued += id.queue.Stats().Messages
+	}
+	line := fmt.Sprintf("%d of %d identities connected, %d queued", connected, len(g.identities), queued)
+	if t := g.journal.Stats().Trouble; t != "" {
+		line += "; disk: " + t
+	}
+	if _, trusted := g.clock.Now(); !trusted {
+		line += "; clock=untrusted"
+	}
+	return line
+}

@@ -1,0 +1,69 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"gatewayd/internal/config"
+)
+
+func newRunCommand() *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use:   "run -c FILE",
+		Short: "Run the gateway until it is told to stop",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := loadConfig(file)
+			if err != nil {
+				return err
+			}
+			return runGateway(cmd.Context(), cfg)
+		},
+	}
+	addConfigFlag(cmd, &file)
+	return cmd
+}
+
+// addConfigFlag gives a command its -c.
+func addConfigFlag(cmd *cobra.Command, file *string) {
+	cmd.Flags().StringVarP(file, "config", "c", "", "configuration file (required)")
+}
+
+// loadConfig reads the file; what is wrong with it is exit code 2.
+func loadConfig(file string) (*config.Config, error) {
+	if file == "" {
+		return nil, &exitError{exitUsage, errors.New("-c FILE is required: the configuration file")}
+	}
+	cfg, err := config.Load(file)
+	if err != nil {
+		return nil, &exitError{exitUsage, err}
+	}
+	return cfg, nil
+}
+
+func runGateway(ctx context.Context, cfg *config.Config) error {
+	level, err := zapcore.ParseLevel(cfg.Log.Level)
+	if err != nil {
+		return &exitError{exitUsage, fmt.Errorf("log.level: %w", err)}
+	}
+	atomic := zap.NewAtomicLevelAt(level)
+	log := newLogger(os.Stderr, atomic, cfg.Log.Format)
+	g, err := newGateway(cfg, log, atomic)
+	if err != nil {
+		return err
+	}
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	g.hup = hup
+	return g.Run(ctx)
+}

@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"strings"
+	"testing/synctest"
 	"time"
 
 	"gatewayd/internal/certstore/certtest"
@@ -56,6 +57,7 @@ func tlsRows() []rowTest {
 			if !r.dialWith(r.tlsConfig(mismatched(r))).handshakeRefused() {
 				r.Fatal("handshake went through")
 			}
+			synctest.Wait()
 			all := r.hub.Connections()
 			if got := all[len(all)-1].Outcome; got != OutcomeTLS {
 				r.Fatalf("outcome %q, want %q", got, OutcomeTLS)

@@ -60,7 +60,6 @@ func (c *conn) filterOf(text string) (filter, bool) {
 func (c *conn) subscribe(s packet.Subscribe) {
 	id := c.id
 	codes := make([]byte, len(s.Subscriptions))
-	var refused []string
 	id.mu.Lock()
 	for i, sub := range s.Subscriptions {
 		f, known := c.filterOf(sub.Filter)
@@ -69,7 +68,7 @@ func (c *conn) subscribe(s packet.Subscribe) {
 			codes[i] = min(sub.QoS, 1)
 		case !known, !id.subs.has(f) && id.subs.count() >= c.h.opt.MaxFilters:
 			codes[i] = packet.SubackFailure
-			refused = append(refused, sub.Filter)
+			c.breach(c.rowOfFilter(sub.Filter), false, "filter %.200q refused", sub.Filter)
 		default:
 			codes[i] = min(sub.QoS, 1)
 			id.subs[f] = codes[i] + 1
@@ -79,9 +78,6 @@ func (c *conn) subscribe(s packet.Subscribe) {
 	id.mu.Unlock()
 	poke(c.wake) // what waits for this subscription goes out behind the SUBACK
 	c.h.ledger.touch()
-	for _, text := range refused {
-		c.breach(c.rowOfFilter(text), false, "filter %.200q refused", text)
-	}
 }
 
 func (c *conn) rowOfFilter(text string) int {
@@ -104,6 +100,7 @@ func (c *conn) unsubscribe(u packet.Unsubscribe) {
 	}
 	c.out.packet(packet.Suback{Type: packet.UNSUBACK, ID: u.ID})
 	id.mu.Unlock()
+	c.h.ledger.touch()
 }
 
 // Subscribed lists the filters that an identity's session holds, by their function: c2d, methods, twin

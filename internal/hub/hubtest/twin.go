@@ -115,6 +115,7 @@ func (c *conn) twinRequest(rest string, body []byte, patch bool) {
 	h.shape.mu.Lock()
 	_, inTime := h.shape.twin.reserve(time.Now(), 0)
 	h.shape.mu.Unlock()
+	defer h.ledger.touch()
 	id.mu.Lock()
 	defer id.mu.Unlock()
 	a := twinAnswer{}

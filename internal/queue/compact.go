@@ -1,7 +1,404 @@
 package queue
 
-import "context"
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"time"
+)
 
-func (j *Journal) compact(ctx context.Context) { j.compactNow(nil) }
+// Compaction moves the messages that still wait out of segments that hold little else into a segment of their own, so that an identity that is down
+// for a month holds the space of its messages and nobody else's. The new segment is written and synced completely before one record in the journal
+// puts it in the place of the old ones; until then a crash finds the old ones untouched.
 
-func (j *Journal) compactNow(commit func()) {}
+const (
+	coldGroup   = 256 << 10
+	sparse      = 50 // per cent of a segment in use below which it is worth moving
+	sparseTight = 90 // the same when the folder is near its bound or the disk is full
+	mergeFiles  = 16 // so many small segments are merged even when that frees nothing
+	keepRecent  = 2  // segments sealed last are left alone: what waits there is most likely on its way
+)
+
+// compact makes at most one pass.
+func (j *Journal) compact(ctx context.Context) {
+	if ctx.Err() == nil {
+		j.compactWith(func(c *control) error { return j.submitWait(ctx, c) })
+	}
+}
+
+// compactWith makes one pass; submit makes its outcome durable.
+func (j *Journal) compactWith(submit func(*control) error) {
+	sources := j.sparseSegments()
+	if len(sources) == 0 {
+		return
+	}
+	c := &compaction{j: j, from: map[*segment]bool{}, b: newBuilder()}
+	for _, s := range sources {
+		c.from[s] = true
+		s.pins.Add(1)
+		defer s.unpin()
+	}
+	if err := c.run(); err != nil {
+		c.discard()
+		return // the next pass tries again; what keeps the disk from being written shows at the appends
+	}
+	if len(c.runs) == 0 {
+		c.discard()
+		return
+	}
+	if err := submit(c.control(sources)); err != nil && !errors.Is(err, context.Canceled) {
+		j.report(Event{Kind: EventTrouble, Reason: "compaction", Err: err})
+	}
+}
+
+// use is what the messages of a segment that wait take on disk, about.
+func (s *segment) use() int64 { return s.liveBytes.Load() + s.live.Load()*(recordOverhead+64) }
+
+// sparseSegments picks what to move, the emptiest first, as much as fits one segment, and only when it pays.
+func (j *Journal) sparseSegments() []*segment {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	limit, gain := int64(sparse), j.o.SegmentBytes
+	if j.broken != "" || (j.o.MaxBytes > 0 && j.slotBytes+2*j.o.SegmentBytes > j.o.MaxBytes) {
+		limit, gain = sparseTight, j.o.SegmentBytes/2
+	}
+	var sealed, pick []*segment
+	for _, s := range j.segments {
+		if s.sealed.Load() && !s.dead.Load() {
+			sealed = append(sealed, s)
+		}
+	}
+	if limit == sparse {
+		slices.SortFunc(sealed, func(a, b *segment) int { return cmp.Compare(a.id, b.id) })
+		sealed = sealed[:max(0, len(sealed)-keepRecent)]
+	}
+	slices.SortFunc(sealed, func(a, b *segment) int { return cmp.Compare(a.use(), b.use()) })
+	var used, size, small int64
+	for _, s := range sealed {
+		if s.use()*100 > limit*s.slot.size && s.slot.size > j.o.SegmentBytes/4 {
+			continue
+		}
+		if used+s.use() > j.o.SegmentBytes/10*9 {
+			break
+		}
+		pick = append(pick, s)
+		used += s.use()
+		size += s.slot.size
+		if s.slot.size <= j.o.SegmentBytes/4 {
+			small++
+		}
+	}
+	if size-used < gain && small < mergeFiles {
+		return nil
+	}
+	return pick
+}
+
+// compaction is one pass.
+type compaction struct {
+	j    *Journal
+	from map[*segment]bool
+	b    *builder
+	g    *segment
+	f    file
+	off  int64
+	runs []movedRun
+	ft   footer
+}
+
+// movedRun is an extent of the new segment.
+type movedRun struct {
+	q     *Queue
+	class uint8
+	e     extent
+}
+
+func (c *compaction) run() error {
+	j := c.j
+	need := int64(segDataStart + 8*blockBytes)
+	records := 0
+	for s := range c.from {
+		need += s.use() + s.use()/8
+		records += int(s.live.Load())
+	}
+	need = align(need+indexRoom(len(j.byIDCopy())*classes/4+records/maxRun+64, records), blockBytes)
+	slot, err := j.coldSlot(need)
+	if err != nil {
+		return err
+	}
+	c.g = &segment{id: j.nextSeg.Add(1), salt: rand.Uint32(), slot: slot, cold: true}
+	c.g.sealed.Store(true)
+	if c.f, err = j.fs.open(slot.name, openWrite); err != nil {
+		return err
+	}
+	h := segHeader{version: formatVersion, id: c.g.id, salt: c.g.salt, cold: true, instance: j.instance, machine: j.machine, created: time.Now().UnixMilli()}
+	if _, err := c.f.WriteAt(h.block(), 0); err != nil {
+		return err
+	}
+	c.off = segDataStart
+	c.b.reset(c.g.salt, 0)
+	for _, q := range j.byIDCopy() {
+		for class := range uint8(classes) {
+			if err := c.lane(q, class); err != nil {
+				return err
+			}
+		}
+	}
+	return c.complete()
+}
+
+// byIDCopy lists the queues in the order of their numbers.
+func (j *Journal) byIDCopy() []*Queue {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	queues := make([]*Queue, 0, len(j.byID))
+	for _, q := range j.byID {
+		queues = append(queues, q)
+	}
+	slices.SortFunc(queues, func(a, b *Queue) int { return cmp.Compare(a.id, b.id) })
+	return queues
+}
+
+// coldSlot finds room for need bytes: a new file, or when there is no room for one a prepared file.
+func (j *Journal) coldSlot(need int64) (*slot, error) {
+	s, err := j.createSlotOf(need)
+	if err == nil {
+		return s, nil
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for i, s := range j.free {
+		if s.size >= need {
+			j.free = slices.Delete(j.free, i, i+1)
+			return s, nil
+		}
+	}
+	return nil, err
+}
+
+// lane moves what waits of one lane. Neighbouring extents become one, so that moving again and again does not scatter a lane.
+func (c *compaction) lane(q *Queue, class uint8) error {
+	q.mu.Lock()
+	l := q.lanes[class]
+	var todo []extent
+	var joins []bool
+	if l != nil {
+		prev := false
+		for _, e := range l.ext {
+			if c.from[e.seg] && !e.seg.dead.Load() {
+				todo = append(todo, e)
+				joins = append(joins, prev)
+				prev = true
+			} else {
+				prev = false
+			}
+		}
+	}
+	q.mu.Unlock()
+	for i := range todo {
+		if err := c.extent(q, class, &todo[i], joins[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *compaction) extent(q *Queue, class uint8, e *extent, join bool) error {
+	recs, err := q.recsOf(q.lanes[class], e)
+	if err != nil {
+		return err
+	}
+	q.mu.Lock()
+	l := q.lanes[class]
+	var live []rec
+	for _, r := range recs {
+		if l.waits(e.first + uint64(r.seq)) {
+			live = append(live, r)
+		}
+	}
+	q.mu.Unlock()
+	for _, r := range live {
+		if err := c.record(q, class, e, r, &join); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *compaction) record(q *Queue, class uint8, e *extent, r rec, join *bool) error {
+	seq := e.first + uint64(r.seq)
+	var m Message
+	s, err := c.j.readRecord(entry{seq: seq, seg: e.seg, frame: r.frame, item: r.item, size: r.size}, &m)
+	if errors.Is(err, errDamaged) {
+		if !q.leave(seq, dropDamage) {
+			q.lookup(seq, dropDamage)
+		}
+		c.j.countDamage(1)
+		c.j.keepDamaged(e.seg, int64(r.frame)+int64(r.item), int(r.size)+blockBytes)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	h := &s.head
+	frame, item := c.b.message(&s.base, &record{qid: q.id, class: class, seq: seq, dt: s.dt, m: &m, id: h.id, orig: h.orig, leaves: h.leaves, from: h.from, reason: h.reason})
+	c.note(q, class, *join, seq, rec{frame: frame + uint32(c.off), item: item, size: r.size})
+	*join = true
+	if len(c.b.buf) >= coldGroup {
+		return c.write()
+	}
+	return nil
+}
+
+// note adds a moved record to the run of its lane, or begins a new run.
+func (c *compaction) note(q *Queue, class uint8, join bool, seq uint64, r rec) {
+	var run *movedRun
+	if n := len(c.runs); n > 0 {
+		run = &c.runs[n-1]
+	}
+	if run == nil || !join || run.q != q || run.class != class || run.e.count >= maxRun || seq-run.e.first > 1<<31 {
+		c.runs = append(c.runs, movedRun{q: q, class: class, e: extent{seg: c.g, first: seq, recs: new([]rec)}})
+		run = &c.runs[len(c.runs)-1]
+	}
+	r.seq = uint32(seq - run.e.first)
+	*run.e.recs = append(*run.e.recs, r)
+	run.e.last = seq
+	run.e.count++
+	run.e.bytes += r.size
+}
+
+func (c *compaction) write() error {
+	buf := c.b.finish(c.off)
+	if c.off+int64(len(buf)) > c.g.slot.size {
+		return errBound // the estimate was too small: the next pass picks anew
+	}
+	if _, err := c.f.WriteAt(buf, c.off); err != nil {
+		return err
+	}
+	c.j.wrote(c.off, len(buf))
+	c.off += int64(len(buf))
+	c.b.reset(c.g.salt, c.b.group+1)
+	return nil
+}
+
+// complete writes the index and makes everything durable.
+func (c *compaction) complete() error {
+	if len(c.b.buf) > 0 {
+		if err := c.write(); err != nil {
+			return err
+		}
+	}
+	c.g.end.Store(c.off)
+	for i := range c.runs {
+		r := &c.runs[i]
+		c.ft.add(c.g.salt, r.q.id, r.class, &r.e, *r.e.recs)
+	}
+	b := c.ft.encode(c.g.salt, c.off)
+	size := align(c.off+int64(len(b)), blockBytes)
+	if size > c.g.slot.size {
+		return errBound
+	}
+	if _, err := c.f.WriteAt(b, c.off); err != nil {
+		return err
+	}
+	c.j.wrote(c.off, len(b))
+	if err := c.f.truncate(size); err != nil {
+		return err
+	}
+	if err := c.f.sync(); err != nil {
+		return err
+	}
+	c.j.mu.Lock()
+	c.j.slotBytes -= c.g.slot.size - size
+	c.j.mu.Unlock()
+	c.g.slot.size = size
+	c.g.footer.Store(c.off)
+	err := c.f.Close()
+	c.f = nil
+	return err
+}
+
+// discard gives the file back; nothing in the journal knows of it.
+func (c *compaction) discard() {
+	if c.f != nil {
+		c.f.Close()
+	}
+	if c.g == nil {
+		return
+	}
+	c.j.mu.Lock()
+	c.j.retired = append(c.j.retired, &segment{slot: c.g.slot})
+	c.j.mu.Unlock()
+}
+
+// control is the record that puts the new segment in the place of the old ones.
+func (c *compaction) control(sources []*segment) *control {
+	return &control{size: 128 + 10*len(sources), encode: func(b *builder) {
+		b.item(itemSegment, appendSegment(nil, c.g))
+		var body []byte
+		for _, s := range sources {
+			body = binary.AppendUvarint(body, s.id)
+		}
+		b.item(itemFreed, body)
+	}, apply: func() { c.apply(sources) }, failed: func() {
+		// The record may be on the disk all the same, so the file has to stay until a newer snapshot is.
+		c.j.w.zombies = append(c.j.w.zombies, c.g.slot)
+	}}
+}
+
+// apply swaps in memory what the record has swapped on disk.
+func (c *compaction) apply(sources []*segment) {
+	j := c.j
+	moved := map[runKey][]extent{}
+	var records uint64
+	for i := range c.runs {
+		r := &c.runs[i]
+		k := runKey{r.q.id, r.class}
+		r.e.list, r.e.listLen = c.ft.runs[i].list, c.ft.runs[i].listLen
+		moved[k] = append(moved[k], r.e)
+		records += uint64(r.e.count)
+	}
+	for _, q := range j.byIDCopy() {
+		q.mu.Lock()
+		for _, l := range &q.lanes {
+			if l == nil || len(l.ext) == 0 {
+				continue
+			}
+			x := moved[runKey{q.id, l.class}]
+			l.replace(c.from, x)
+			for i := range x {
+				for _, r := range *x[i].recs {
+					if l.waits(x[i].first + uint64(r.seq)) {
+						c.g.live.Add(1)
+						c.g.liveBytes.Add(int64(r.size))
+					}
+				}
+			}
+			for i := range l.ext {
+				if l.ext[i].seg == c.g {
+					l.ext[i].recs = nil // the index has them
+				}
+			}
+		}
+		q.mu.Unlock()
+	}
+	j.mu.Lock()
+	for _, s := range sources {
+		if i := slices.Index(j.segments, s); i >= 0 {
+			j.segments = slices.Delete(j.segments, i, i+1)
+			j.retired = append(j.retired, s)
+		} else if i := slices.Index(j.emptied, s); i >= 0 {
+			j.emptied = slices.Delete(j.emptied, i, i+1)
+			j.retired = append(j.retired, s)
+		}
+		s.dead.Store(true)
+	}
+	j.segments = append(j.segments, c.g)
+	j.stats.Compacted += records
+	j.retireLocked(c.g)
+	j.mu.Unlock()
+	poke(j.chore)
+}

@@ -84,6 +84,22 @@ func (j *Journal) scanRuns(g *segment, visit func(qid uint32, class uint8, e ext
 	return nil
 }
 
+// findEnd walks a segment of which nothing is known but its header.
+func (j *Journal) findEnd(g *segment) error {
+	f, release, err := j.files.get(g.slot)
+	if err != nil {
+		return err
+	}
+	defer release()
+	s := scanner{f: f, salt: g.salt, size: g.slot.size, end: -1, visit: func(*scanned) {}, damage: func(int64, int64) {}}
+	end, err := s.run()
+	g.end.Store(end)
+	return err
+}
+
+// unfinished: a segment of a compaction whose index does not check; when the originals are there too, they count.
+func (s *segment) unfinished() bool { return s.cold && s.footer.Load() == 0 }
+
 // rescan finds the records of one extent without the index.
 func (j *Journal) rescan(g *segment, qid uint32, class uint8, first, last uint64) ([]rec, error) {
 	var recs []rec

@@ -104,7 +104,8 @@ type pend struct {
 type control struct {
 	size   int // bounds what encode writes
 	encode func(*builder)
-	apply  func()
+	apply  func() // in the writer, after the sync
+	failed func() // in the writer; the record may be on the disk all the same
 	done   func(error)
 }
 

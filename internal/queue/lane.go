@@ -88,8 +88,18 @@ func (l *lane) push(e *extent, recs []rec) {
 	}
 	if n == len(recs) {
 		l.seen = e.last // also when damage made the list end early: never look there again
+		l.forgetAhead()
 	}
 	l.advance()
+}
+
+// forgetAhead drops what is noted about records that have been passed: those that compaction left out because they had left.
+func (l *lane) forgetAhead() {
+	for s := range l.ahead {
+		if s <= l.seen {
+			delete(l.ahead, s)
+		}
+	}
 }
 
 // find returns the place of seq in the window.

@@ -19,15 +19,16 @@ type tester interface {
 
 // world drives a journal without goroutines, so that every history is repeatable, beside a model of what must be true.
 type world struct {
-	t    tester
-	fs   *memFS
-	o    Options
-	j    *Journal
-	now  time.Time
-	rnd  func(n int) int
-	n    int
-	qs   map[string]*modelQueue
-	last string // what was done last, for messages
+	t               tester
+	fs              *memFS
+	o               Options
+	j               *Journal
+	now             time.Time
+	rnd             func(n int) int
+	n               int
+	qs              map[string]*modelQueue
+	compacted, torn uint64 // of the journals closed so far
+	last            string // what was done last, for messages
 }
 
 type modelQueue struct {
@@ -63,6 +64,10 @@ func (w *world) queue(name string) *modelQueue {
 }
 
 func (w *world) open() error {
+	if w.j != nil {
+		w.compacted += w.j.stats.Compacted
+		w.torn += w.j.stats.Torn
+	}
 	j, err := open(w.o, w.fs)
 	if err != nil {
 		return err
@@ -213,11 +218,19 @@ func (w *world) chores() {
 	w.j.index()
 	w.j.recycle()
 	w.j.prepare()
-	w.j.compactNow(w.commitNow)
+	w.j.compactWith(w.submit)
 	w.j.recycle()
 }
 
-func (w *world) commitNow() { w.j.commit(false) }
+func (w *world) submit(c *control) error {
+	var got error
+	c.done = func(err error) { got = err }
+	if err := w.j.submit(c); err != nil {
+		return err
+	}
+	w.j.commit(false)
+	return got
+}
 
 func (w *world) flush() {
 	w.j.w.lastFlush = time.Time{}

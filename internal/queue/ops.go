@@ -24,7 +24,7 @@ func (q *Queue) lookup(seq uint64, reason int) bool {
 			return true
 		}
 		q.countLocked(l, size, reason)
-		emptied := l.leaveAhead(e, seq, size)
+		emptied := l.leaveAhead(l.after(seq-1).seg, seq, size) // compaction may have moved it meanwhile
 		q.mu.Unlock()
 		q.j.noteEmptied(emptied)
 		return true

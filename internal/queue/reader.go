@@ -100,12 +100,8 @@ func (q *Queue) fillLane(class uint8) error {
 		q.mu.Unlock()
 		return nil
 	case e.seg.dead.Load(): // everything there has left
-		for s := range l.ahead {
-			if s <= e.last {
-				delete(l.ahead, s)
-			}
-		}
 		l.seen = e.last
+		l.forgetAhead()
 		l.advance()
 		q.mu.Unlock()
 		return nil

@@ -435,18 +435,22 @@ func (r *recovery) segment(it segmentItem) error {
 	g := &segment{id: it.id, salt: it.salt, slot: x.slot, cold: it.cold}
 	g.sealed.Store(true)
 	g.end.Store(it.end)
+	if it.end < 0 && it.cold {
+		if err := j.findEnd(g); err != nil {
+			return err
+		}
+	}
 	ok, err := j.loadIndex(g, r.adopt)
 	if err != nil {
 		return err
 	}
 	if !ok {
-		if it.end < 0 && it.cold {
-			return nil // a compaction that was never finished
-		}
 		if err := j.scanRuns(g, func(qid uint32, class uint8, e extent) { r.adopt(g, qid, class, e) }); err != nil {
 			return err
 		}
-		j.unindexed = append(j.unindexed, g)
+		if !g.cold {
+			j.unindexed = append(j.unindexed, g)
+		}
 	}
 	j.segments = append(j.segments, g)
 	return nil
@@ -542,7 +546,7 @@ func (q *Queue) recount(l *lane) error {
 			continue
 		}
 		drop := i // of two copies the younger was complete before it counted
-		if l.ext[i].seg.id > l.ext[i-1].seg.id {
+		if a, b := l.ext[i-1].seg, l.ext[i].seg; !b.unfinished() && (b.id > a.id || a.unfinished()) {
 			drop = i - 1
 		}
 		l.ext = slices.Delete(l.ext, drop, drop+1)

@@ -2,6 +2,7 @@ package queue
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"io"
 )
@@ -120,7 +121,7 @@ func (s *scanner) run() (int64, error) {
 // begun says whether somebody began to write a frame where the groups end.
 func (s *scanner) begun() bool {
 	b, err := s.at(s.off, 4)
-	return err == nil && bytes.Equal(b, []byte{0x57, 0x47, 0x46, 0x4d})
+	return err == nil && len(b) == 4 && binary.LittleEndian.Uint32(b) == frameMagic
 }
 
 // frame reads and checks the frame at off.

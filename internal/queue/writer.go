@@ -393,6 +393,9 @@ func (j *Journal) settle(recs []pend, ctl []*control, states []*Queue, err error
 		}
 	}
 	for _, c := range ctl {
+		if err != nil && c.failed != nil {
+			c.failed()
+		}
 		if c.done != nil {
 			c.done(err)
 		}

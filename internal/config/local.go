@@ -78,6 +78,8 @@ func (o *object) listen(a *Address, t *ListenTLS) {
 		d.report(files.path, "cert and key belong together; one is missing")
 	case t.ClientCA != "" && t.Cert == "":
 		d.report(files.path, "client_ca needs cert and key")
+	case a.Network == "unix" && t.Cert != "":
+		d.report(files.path, "a socket needs no TLS; its folder's permissions guard it")
 	case a.TLS && t.Cert == "":
 		d.report(o.child("listen"), "tls:// needs tls.cert and tls.key")
 	case a.Network == "tcp" && t.Cert != "":

@@ -1,0 +1,148 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+
+	"gatewayd/internal/certstore"
+	"gatewayd/internal/config"
+	"gatewayd/internal/downstream"
+)
+
+func newCheckCommand() *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use:   "check -c FILE",
+		Short: "Say everything that is wrong with a configuration and its certificates",
+		Long: `Say everything that is wrong with a configuration and its certificates.
+
+Nothing is started, bound or written. Each problem is one line on the standard
+error with file, key path and reason; exit code 0 means that there is none, 2
+that there is one.`,
+		Args: usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := loadConfig(file)
+			if err != nil {
+				return err
+			}
+			c := checker{cfg: cfg, file: file, out: cmd.OutOrStdout()}
+			return c.run(time.Now())
+		},
+	}
+	addConfigFlag(cmd, &file)
+	return cmd
+}
+
+// checker goes through a configuration that loaded.
+type checker struct {
+	cfg      *config.Config
+	file     string // as the user wrote it
+	out      io.Writer
+	problems []error
+}
+
+func (c *checker) problem(path, reason string) {
+	c.problems = append(c.problems, errors.New(config.Problem{File: c.file, Path: path, Reason: reason}.String()))
+}
+
+func (c *checker) run(now time.Time) error {
+	for i, cert := range readCertificates(c.cfg, now) {
+		path := fmt.Sprintf("identities[%d].certificate", i)
+		for _, p := range cert.Problems {
+			c.problem(path, p)
+		}
+		describe(c.out, cert, path)
+	}
+	c.trust()
+	c.local()
+	for _, w := range c.cfg.Warnings {
+		// What is missing of a certificate was said by reading it.
+		if !strings.Contains(w.Path, "].certificate.") {
+			fmt.Fprintf(c.out, "warning: %s\n", w)
+		}
+	}
+	if err := errors.Join(c.problems...); err != nil {
+		return &exitError{exitUsage, err}
+	}
+	fmt.Fprintf(c.out, "%s: ok\n", c.file)
+	return nil
+}
+
+// trust reads the root files, each different set once.
+func (c *checker) trust() {
+	read := func(path string, h config.Hub) {
+		if _, err := certstore.LoadRoots(h.Trust, h.SystemRoots); err != nil {
+			c.problem(path+".trust", err.Error())
+		}
+	}
+	read("hub", c.cfg.Hub)
+	seen := map[string]bool{fmt.Sprint(c.cfg.Hub.Trust, c.cfg.Hub.SystemRoots): true}
+	for i := range c.cfg.Identities {
+		h := c.cfg.Identities[i].Hub
+		if set := fmt.Sprint(h.Trust, h.SystemRoots); !seen[set] {
+			seen[set] = true
+			read(fmt.Sprintf("identities[%d]", i), h)
+		}
+	}
+}
+
+// local builds the listeners without binding them, which reads their files.
+func (c *checker) local() {
+	router, err := downstream.NewRouter(routes(c.cfg.Routes), c.cfg.Names())
+	if err != nil {
+		c.problem("routes", err.Error())
+		return
+	}
+	gate := downstream.NewGate(router, sink{}, downstream.NewLedger(0, 0), downstream.GateLimits{})
+	local := downstream.NewLocal(downstream.LocalConfig{}, nil)
+	for i, m := range c.cfg.Downstream.MQTT {
+		if _, err := newMQTTListener(m, gate, local, zap.NewNop()); err != nil {
+			c.problem(fmt.Sprintf("downstream.mqtt[%d]", i), err.Error())
+		}
+	}
+	for i, h := range c.cfg.Downstream.HTTP {
+		if _, err := newHTTPListener(h, gate, zap.NewNop()); err != nil {
+			c.problem(fmt.Sprintf("downstream.http[%d]", i), err.Error())
+		}
+	}
+}
+
+// describe says what an identity's files hold.
+func describe(w io.Writer, c certificate, path string) {
+	fmt.Fprintf(w, "%s (%s)\n", c.Identity, path)
+	if r := c.Report; r == nil {
+		fmt.Fprintln(w, "  no usable certificate")
+	} else {
+		fmt.Fprintf(w, "  subject   %s\n  issuer    %s\n", r.Subject, r.Issuer)
+		fmt.Fprintf(w, "  sha1      %s\n  sha256    %s\n", r.SHA1, r.SHA256)
+		fmt.Fprintf(w, "  valid     %s to %s, %.1f days left\n", r.NotBefore.UTC().Format(time.RFC3339), r.NotAfter.UTC().Format(time.RFC3339), r.DaysLeft)
+		fmt.Fprintf(w, "  cn        %s\n", nameText(r.CommonName, c.HubID, r.CommonNameMatches))
+		whole := "whole"
+		if !r.ChainWhole {
+			whole = "not whole"
+		}
+		fmt.Fprintf(w, "  chain     %s, %d certificate(s), up to %s\n", whole, r.Chain, r.ChainTop)
+	}
+	for _, p := range c.Problems {
+		fmt.Fprintf(w, "  problem   %s\n", p)
+	}
+	for _, p := range c.Warnings {
+		fmt.Fprintf(w, "  warning   %s\n", p)
+	}
+}
+
+func nameText(got, want string, accepted bool) string {
+	switch {
+	case got == want:
+		return fmt.Sprintf("%q equals the identity", got)
+	case accepted:
+		return fmt.Sprintf("%q is not %q, which allow_cn_mismatch accepts", got, want)
+	}
+	return fmt.Sprintf("%q is not %q", got, want)
+}

@@ -1,0 +1,261 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"gatewayd/internal/certstore/certtest"
+	"gatewayd/internal/hub/hubtest"
+)
+
+// asProgram makes the test binary behave as gatewayd, so that tests start and
+// kill real processes which are built with the race detector too.
+const asProgram = "GATEWAYD_TEST_AS_PROGRAM"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) != "" {
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+		code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+		stop()
+		os.Exit(code)
+	}
+	os.Exit(m.Run())
+}
+
+// plant is a folder with certificates and a configuration, beside a stand-in hub.
+type plant struct {
+	t     *testing.T
+	dir   string
+	ca    *certtest.CA
+	hub   *hubtest.Hub
+	names []string
+	mqtt  string // address
+	http  string
+	admin string
+}
+
+// newPlant makes a plant with a device per name.
+func newPlant(t *testing.T, opt hubtest.Options, names ...string) *plant {
+	t.Helper()
+	s := &plant{t: t, dir: t.TempDir(), names: names, mqtt: freeAddress(t), http: freeAddress(t), admin: freeAddress(t)}
+	s.ca = must(certtest.NewCA("site CA"))(t)
+	s.hub = must(hubtest.New(opt))(t)
+	s.hub.AddCA(s.ca.Cert)
+	for _, name := range names {
+		check(t, s.hub.AddDevice(hubtest.Device{DeviceID: name}))
+		s.issue(name, certtest.Leaf{CN: name})
+	}
+	s.write("hub-ca.pem", string(s.hub.ServerCAPEM()))
+	s.writeConfig("")
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := s.hub.Run(ctx); err != nil {
+			t.Errorf("hub: %v", err)
+		}
+	})
+	t.Cleanup(func() { cancel(); running.Wait() })
+	return s
+}
+
+// writeConfig writes config.yaml; more is put in front of the standard keys.
+func (s *plant) writeConfig(more string) {
+	b := more + "state_dir: state\n"
+	if !strings.Contains(more, "hub:") {
+		b += "hub: {trust: [hub-ca.pem], system_roots: false, connect_rate: 200, window: 64}\n"
+	}
+	b += "identities:\n"
+	for _, name := range s.names {
+		b += fmt.Sprintf("  - connection_string: HostName=%s;DeviceId=%s;x509=true\n    address: %s\n    certificate: {cert: %s.pem, key: %s.key}\n",
+			s.hub.HostName(), name, s.hub.Addr(), name, name)
+	}
+	b += fmt.Sprintf("downstream:\n  mqtt: [{listen: %q}]\n  http: [{listen: %q}]\nadmin: {listen: %q}\n", s.mqtt, s.http, s.admin)
+	b += "routes:\n  - {match: sensors/+/+, to: \"{1}\", properties: {sensor: \"{2}\"}}\n"
+	s.write("config.yaml", b)
+}
+
+func (s *plant) write(name, text string) {
+	s.t.Helper()
+	check(s.t, os.WriteFile(filepath.Join(s.dir, name), []byte(text), 0o600))
+}
+
+func (s *plant) path(name string) string { return filepath.Join(s.dir, name) }
+
+func (s *plant) issue(name string, leaf certtest.Leaf) *certtest.Pair {
+	s.t.Helper()
+	pair := must(s.ca.Issue(leaf))(s.t)
+	check(s.t, pair.Write(s.path(name+".pem"), s.path(name+".key")))
+	return pair
+}
+
+// process is a running gatewayd.
+type process struct {
+	t    *testing.T
+	cmd  *exec.Cmd
+	log  syncBuffer
+	done chan struct{}
+}
+
+// gatewayd starts the program with arguments and gives it up at the end of the test.
+func (s *plant) gatewayd(args ...string) *process {
+	s.t.Helper()
+	p := &process{t: s.t, done: make(chan struct{})}
+	p.cmd = exec.Command(os.Args[0], args...)
+	p.cmd.Dir = s.dir
+	p.cmd.Env = append(os.Environ(), asProgram+"=1")
+	p.cmd.Stdout, p.cmd.Stderr = &p.log, &p.log
+	check(s.t, p.cmd.Start())
+	go func() {
+		defer close(p.done)
+		_ = p.cmd.Wait() // the exit code is looked at by those who care
+	}()
+	s.t.Cleanup(func() {
+		p.kill()
+		if s.t.Failed() {
+			s.t.Logf("last of the log of gatewayd %s:\n%s", strings.Join(args, " "), tail(p.log.String(), 40))
+		}
+	})
+	return p
+}
+
+// run starts `gatewayd run` and waits until it accepts sensors.
+func (s *plant) run() *process {
+	s.t.Helper()
+	p := s.gatewayd("run", "-c", "config.yaml")
+	eventually(s.t, 20*time.Second, "the listener accepts", func() bool {
+		c, err := net.Dial("tcp", s.mqtt)
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	})
+	return p
+}
+
+func (p *process) kill() {
+	_ = p.cmd.Process.Kill() // it may be gone already
+	<-p.done
+}
+
+// stop asks politely and returns the exit code.
+func (p *process) stop() int {
+	p.t.Helper()
+	check(p.t, p.cmd.Process.Signal(syscall.SIGTERM))
+	return p.wait(40 * time.Second)
+}
+
+func (p *process) wait(limit time.Duration) int {
+	p.t.Helper()
+	select {
+	case <-p.done:
+		return p.cmd.ProcessState.ExitCode()
+	case <-time.After(limit):
+		_ = p.cmd.Process.Signal(syscall.SIGQUIT) // for its goroutines
+		time.Sleep(time.Second)
+		p.t.Fatalf("gatewayd does not end within %v:\n%s", limit, tail(p.log.String(), 200))
+		return -1
+	}
+}
+
+// status reads /status.
+func (s *plant) status() (report, error) {
+	var r report
+	resp, err := http.Get("http://" + s.admin + "/status")
+	if err != nil {
+		return r, err
+	}
+	defer resp.Body.Close()
+	return r, json.NewDecoder(resp.Body).Decode(&r)
+}
+
+func (s *plant) get(path string) string {
+	s.t.Helper()
+	resp := must(http.Get("http://" + s.admin + path))(s.t)
+	defer resp.Body.Close()
+	var b bytes.Buffer
+	if _, err := b.ReadFrom(resp.Body); err != nil {
+		s.t.Fatal(err)
+	}
+	return b.String()
+}
+
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+func tail(s string, lines int) string {
+	all := strings.Split(s, "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l := must(net.Listen("tcp", "127.0.0.1:0"))(t)
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func eventually(t *testing.T, limit time.Duration, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(limit); !ok(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not within %v: %s", limit, what)
+		}
+	}
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func must[T any](v T, err error) func(*testing.T) T {
+	return func(t *testing.T) T {
+		t.Helper()
+		check(t, err)
+		return v
+	}
+}
+
+// exitCode runs a command of the program to its end.
+func (s *plant) exitCode(args ...string) (int, string) {
+	s.t.Helper()
+	cmd := exec.Command(os.Args[0], args...)
+	cmd.Dir = s.dir
+	cmd.Env = append(os.Environ(), asProgram+"=1")
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		s.t.Fatal(err)
+	}
+	return cmd.ProcessState.ExitCode(), string(out)
+}

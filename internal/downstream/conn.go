@@ -56,6 +56,7 @@ type conn struct {
 
 	room chan struct{} // one slot: look at the ring again
 	over chan struct{} // closed when the connection is no use any more
+	gone chan struct{} // made with the end, closed when the last byte is out
 
 	mu       sync.Mutex
 	state    state
@@ -68,8 +69,8 @@ type conn struct {
 	greeted  bool // the CONNACK is in out or gone
 }
 
-func newConn(s *MQTT, nc net.Conn, address string) *conn {
-	c := &conn{server: s, raw: nc, stream: nc, address: address, room: make(chan struct{}, 1), over: make(chan struct{})}
+func newConn(s *MQTT, nc, stream net.Conn, address string) *conn {
+	c := &conn{server: s, raw: nc, stream: stream, address: address, room: make(chan struct{}, 1), over: make(chan struct{})}
 	c.in.conn = c
 	c.readBy.Store(s.now() + int64(s.cfg.ConnectTimeout))
 	return c
@@ -170,12 +171,14 @@ func (c *conn) leave(err error) {
 	c.mu.Lock()
 	asked := c.state
 	c.mu.Unlock()
+	if asked != open && c.server.isStopping() {
+		c.will = nil // the gateway stops; nothing is known about the sensor
+	}
 	var broken *packet.Error
 	var refused *endError
 	switch {
 	case asked == draining:
 		c.awaitAnswers()
-		c.will = nil // the gateway stops; nothing is known about the sensor
 		c.end(packet.ServerShuttingDown)
 	case c.gracefully:
 		c.end(0)
@@ -218,7 +221,7 @@ func remoteText(nc net.Conn) string {
 	return ""
 }
 
-// drain stops the reading; the reading goroutine then waits for the queue.
+// drain stops the reading; the connection then waits for the queue.
 func (c *conn) drain() {
 	c.mu.Lock()
 	if c.state == open {
@@ -226,13 +229,23 @@ func (c *conn) drain() {
 	}
 	c.mu.Unlock()
 	wake(c.room)
-	c.raw.SetReadDeadline(time.Unix(1, 0))
+	if !c.server.bind.websocket {
+		c.raw.SetReadDeadline(time.Unix(1, 0))
+		return
+	}
+	// A WebSocket does not survive a read that was broken off.
+	c.server.running.Go(func() {
+		c.awaitAnswers()
+		c.end(packet.ServerShuttingDown)
+	})
 }
 
 // awaitAnswers waits until the queue has answered for everything read.
 func (c *conn) awaitAnswers() {
 	limit := time.NewTimer(drainTimeout)
 	defer limit.Stop()
+	look := time.NewTicker(drainLook) // another waiter may take the signal
+	defer look.Stop()
 	for {
 		c.mu.Lock()
 		idle := c.pending == 0 && c.acks.n == 0
@@ -242,6 +255,7 @@ func (c *conn) awaitAnswers() {
 		}
 		select {
 		case <-c.room:
+		case <-look.C:
 		case <-c.over:
 			return
 		case <-limit.C:
@@ -256,26 +270,36 @@ func (c *conn) awaitAnswers() {
 func (c *conn) end(code byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.state >= ending {
-		return
+	if c.state < ending {
+		c.endLocked(code)
+		c.kickLocked()
 	}
+}
+
+func (c *conn) endLocked(code byte) {
 	c.state = ending
 	c.endCode = code
+	c.gone = make(chan struct{})
 	close(c.over)
-	c.kickLocked()
 }
 
 // linger reads what the peer still sends until it has seen the end, because
 // closing a socket with unread bytes makes the peer lose what was written last.
 func (c *conn) linger() {
 	c.end(0)
-	c.readBy.Store(c.server.now() + int64(lingerTimeout))
 	c.raw.SetReadDeadline(time.Now().Add(lingerTimeout))
+	c.readBy.Store(c.server.now() + int64(lingerTimeout))
 	var sink [512]byte
 	for {
 		if _, err := c.stream.Read(sink[:]); err != nil {
-			return
+			break
 		}
+	}
+	limit := time.NewTimer(lingerTimeout)
+	defer limit.Stop()
+	select {
+	case <-c.gone:
+	case <-limit.C:
 	}
 }
 
@@ -283,9 +307,20 @@ func (c *conn) linger() {
 func (c *conn) cut() {
 	c.end(0)
 	c.mu.Lock()
-	c.state = closed
+	c.closeLocked()
 	c.mu.Unlock()
 	c.raw.Close()
+}
+
+// closeLocked ends the end.
+func (c *conn) closeLocked() {
+	if c.state < ending {
+		c.endLocked(0)
+	}
+	if c.state < closed {
+		c.state = closed
+		close(c.gone)
+	}
 }
 
 // sweep enforces the time limits. It is called by the listener's sweeper.

@@ -42,7 +42,8 @@ const (
 	writeTimeout   = 20 * time.Second // for a peer to take what is written to it
 	stallTimeout   = 10 * time.Second // a 3.1.1 message waits so long for room in the queue
 	lingerTimeout  = time.Second      // for the peer to see the end before the socket goes
-	drainTimeout   = 5 * time.Second  // for the queue to answer at the stop
+	drainLook      = 20 * time.Millisecond
+	drainTimeout   = 5 * time.Second // for the queue to answer at the stop
 	sweepInterval  = 500 * time.Millisecond
 	maxPendingByte = 1 << 20 // payload bytes per client between read and sync
 	topicAliases   = 16      // per client, towards us
@@ -212,7 +213,7 @@ func (s *MQTT) acceptLoop(ctx context.Context) error {
 // admit starts a connection if the limits leave room for it. A WebSocket is
 // served by the caller's goroutine, see serveWebSocket.
 func (s *MQTT) admit(nc net.Conn) {
-	c, ok := s.enter(nc)
+	c, ok := s.enter(nc, nc)
 	if !ok {
 		nc.Close()
 		return
@@ -220,7 +221,8 @@ func (s *MQTT) admit(nc net.Conn) {
 	go s.serve(c)
 }
 
-func (s *MQTT) enter(nc net.Conn) (*conn, bool) {
+// enter counts a connection in: its socket and the stream of packets over it.
+func (s *MQTT) enter(nc, stream net.Conn) (*conn, bool) {
 	address := remoteHost(nc)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -239,7 +241,7 @@ func (s *MQTT) enter(nc net.Conn) (*conn, bool) {
 	if address != "" {
 		s.addresses[address]++
 	}
-	c := newConn(s, nc, address)
+	c := newConn(s, nc, stream, address)
 	s.conns[c] = struct{}{}
 	s.running.Add(1)
 	return c, true
@@ -291,6 +293,12 @@ func (s *MQTT) drain(stopWork func()) {
 		}
 		<-gone
 	}
+}
+
+func (s *MQTT) isStopping() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stopping
 }
 
 // sweepLoop enforces every time limit of every connection, which costs an idle

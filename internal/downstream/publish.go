@@ -110,7 +110,7 @@ func (c *conn) checkReceiveMaximum() error {
 func (c *conn) reserve(p packet.Publish) (number uint64, ok bool) {
 	for {
 		c.mu.Lock()
-		if c.state >= ending {
+		if c.state != open {
 			c.mu.Unlock()
 			return 0, false
 		}

@@ -89,8 +89,14 @@ func (c *conn) flush() {
 			}
 		}
 		if last {
-			closeWrite(c.stream)
+			// A client that does not see the end by itself gets this long.
 			c.raw.SetReadDeadline(time.Now().Add(lingerTimeout))
+			closeWrite(c.stream)
+			c.mu.Lock()
+			c.flushing = false
+			c.closeLocked()
+			c.mu.Unlock()
+			return
 		}
 	}
 }
@@ -105,8 +111,7 @@ func (c *conn) collect(buf *buffer) (last, more bool) {
 	c.out = nil
 	refused := c.collectAcksLocked(buf)
 	if refused != packet.Success && c.state < ending {
-		c.state = ending
-		close(c.over)
+		c.endLocked(refused)
 	}
 	s, greeted, st := c.session, c.greeted, c.state
 	c.again = false
@@ -120,7 +125,6 @@ func (c *conn) collect(buf *buffer) (last, more bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.state == ending && !c.again {
-		c.state = closed
 		if c.version == packet.V5 && c.greeted && c.endCode != 0 {
 			buf.b, _ = packet.Disconnect{Code: c.endCode}.Append(buf.b, c.version)
 		}
@@ -174,11 +178,8 @@ func reasonText(code byte) string {
 // fail ends a connection that cannot be written to.
 func (c *conn) fail() {
 	c.mu.Lock()
-	if c.state < ending {
-		close(c.over)
-	}
-	c.state = closed
 	c.flushing = false
+	c.closeLocked()
 	c.mu.Unlock()
 	c.raw.Close()
 }

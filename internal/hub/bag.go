@@ -1,0 +1,115 @@
+package hub
+
+import (
+	"fmt"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"gatewayd/internal/packet"
+	"gatewayd/internal/queue"
+)
+
+const (
+	// maxMessage is the hub's limit for one message: body, values of system
+	// properties, names and values of user properties.
+	maxMessage = 256 << 10
+	// maxMessageID is the hub's limit for $.mid.
+	maxMessageID = 128
+	// creationTime is ISO 8601 in UTC with the Z that the hub insists on.
+	creationTime = "2006-01-02T15:04:05.000Z"
+)
+
+// plausibleTime separates a wall clock that may be right from the 1970 of a box
+// without a battery: a message stamped before it under an untrusted clock goes
+// without $.ctime, because a wrong time is worse than the hub's own.
+var plausibleTime = time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// appendTopic appends the telemetry topic with its property bag: system
+// properties first, then the user's in their order, names and values
+// percent-encoded. "$" is escaped as all Azure SDKs escape it.
+func appendTopic(dst []byte, prefix string, m *queue.Message) []byte {
+	dst = append(dst, prefix...)
+	bag := len(dst)
+	system := func(key, value string) {
+		if value == "" {
+			return
+		}
+		if len(dst) > bag {
+			dst = append(dst, '&')
+		}
+		dst = append(append(dst, key...), '=')
+		dst = appendEscaped(dst, value)
+	}
+	system("%24.mid", m.ID)
+	if t := m.Accepted; !t.IsZero() && (m.AcceptedTrusted || t.After(plausibleTime)) {
+		if len(dst) > bag {
+			dst = append(dst, '&')
+		}
+		dst = append(dst, "%24.ctime="...)
+		var buf [len(creationTime)]byte
+		for _, c := range t.UTC().AppendFormat(buf[:0], creationTime) {
+			if c == ':' {
+				dst = append(dst, "%3A"...)
+			} else {
+				dst = append(dst, c)
+			}
+		}
+	}
+	system("%24.ct", m.ContentType)
+	system("%24.ce", m.ContentEncoding)
+	system("%24.on", m.Output)
+	for _, p := range m.Properties {
+		if len(dst) > bag {
+			dst = append(dst, '&')
+		}
+		dst = append(appendEscaped(dst, p.Key), '=')
+		dst = appendEscaped(dst, p.Value)
+	}
+	return dst
+}
+
+// undeliverable says why the hub would answer the message by closing the
+// connection, or "" when it would not. MQTT 3.1.1 has no other no, so such a
+// message must never be sent.
+func undeliverable(m *queue.Message, topic int, edge bool) string {
+	size := len(m.Payload) + len(m.ID) + len(m.ContentType) + len(m.ContentEncoding) + len(m.Output) + len(creationTime)
+	for i, p := range m.Properties {
+		switch {
+		case p.Key == "":
+			return "a property has an empty name"
+		case strings.HasPrefix(p.Key, "$"):
+			return fmt.Sprintf("property %q: names beginning with $ are the hub's own", p.Key)
+		case !utf8.ValidString(p.Key) || !utf8.ValidString(p.Value):
+			return fmt.Sprintf("property %q is not UTF-8 text", p.Key)
+		case duplicated(m.Properties[:i], p.Key):
+			return fmt.Sprintf("property %q is given twice", p.Key)
+		}
+		size += len(p.Key) + len(p.Value)
+	}
+	switch {
+	case len(m.ID) > maxMessageID:
+		return fmt.Sprintf("message id of %d characters, the hub allows %d", len(m.ID), maxMessageID)
+	case !utf8.ValidString(m.ContentType) || !utf8.ValidString(m.ContentEncoding) || !utf8.ValidString(m.Output):
+		return "content type, content encoding or output is not UTF-8 text"
+	case size > maxMessage:
+		return fmt.Sprintf("message of %d bytes with its properties, the hub allows %d", size, maxMessage)
+	case topic > packet.MaxString:
+		return fmt.Sprintf("topic of %d bytes with the encoded properties, MQTT allows %d", topic, packet.MaxString)
+	case edge && packetSize(topic, len(m.Payload)) > maxMessage:
+		// IoT Edge counts the whole packet.
+		return fmt.Sprintf("packet of %d bytes, IoT Edge allows %d", packetSize(topic, len(m.Payload)), maxMessage)
+	}
+	return ""
+}
+
+func packetSize(topic, payload int) int { return 5 + 2 + topic + 2 + payload }
+
+func duplicated(before []queue.Property, key string) bool {
+	for i := range before {
+		if before[i].Key == key {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,40 @@
+package hub
+
+import "gatewayd/internal/packet"
+
+// Commands is the part of an identity that listens to the cloud. A session
+// without one only publishes. All methods are called from the connection's
+// goroutine and must not block; during a change of certificate two connections
+// may call at the same time.
+type Commands interface {
+	// Filters are subscribed on every connection right after CONNACK, before
+	// anything else is sent.
+	Filters(Identity) []packet.Subscription
+	// Connected says that the hub answered the subscriptions on this link; refused
+	// are those it did not grant. An earlier link is over, or ends now.
+	Connected(link Link, refused []string)
+	// Received hands over a message. ack tells the hub that it is taken care of; it
+	// may be called once, at any time, from any goroutine, and does nothing when
+	// the link has ended or the message needs none. An answer belongs on this link.
+	Received(link Link, m Inbound, ack func())
+}
+
+// Inbound is a message from the hub. The receiver owns Payload.
+type Inbound struct {
+	Topic   string
+	Payload []byte
+	QoS     byte
+	Dup     bool
+}
+
+// Link is one connection to the hub. Its methods are safe for concurrent use.
+type Link interface {
+	// Publish sends a control message, such as the answer to a method, ahead of
+	// waiting telemetry. done, when not nil, is called once: with nil when the hub
+	// acknowledged it (QoS 1) or it was written (QoS 0), with an error when the link
+	// ended before. Publish returns ErrLinkBusy or ErrLinkEnded at once, and then
+	// done is never called.
+	Publish(topic string, payload []byte, qos byte, done func(error)) error
+	// Done is closed when the link has ended.
+	Done() <-chan struct{}
+}

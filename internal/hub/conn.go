@@ -1,0 +1,393 @@
+package hub
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"gatewayd/internal/certstore"
+	"gatewayd/internal/packet"
+)
+
+const (
+	// maxInbound bounds a packet from the hub before memory is spent on it: a
+	// message of 256 KB with the longest topic.
+	maxInbound = maxMessage + packet.MaxString + 16
+	// flushAt is how much is gathered for one write: some full TLS records.
+	flushAt = 64 << 10
+	// maxControl bounds control messages that wait for the writer.
+	maxControl = 1 << 20
+	// keepBuffer is the largest write buffer that an idle connection keeps.
+	keepBuffer = 1 << 10
+	// settleAt is after how many acknowledgements the queue hears of them at the
+	// latest, although more may follow at once.
+	settleAt = 64
+)
+
+// Errors of Link.Publish, named by what to do.
+var (
+	ErrLinkBusy  = errors.New("too much is waiting on the link: try again later")
+	ErrLinkEnded = errors.New("the link has ended: answer on the next one or not at all")
+)
+
+// settings are what a connection needs to know besides its credential.
+type settings struct {
+	id           Identity
+	product      string
+	keepAlive    time.Duration
+	window       int
+	writeTimeout time.Duration
+	commands     Commands         // nil: only publish
+	acked        func(seq uint64) // called in the order of sending
+	delivered    *atomic.Uint64
+	unknownAcks  *atomic.Uint64
+}
+
+// conn is one MQTT connection, made with one credential and never used again
+// after it ended. One goroutine, the session's, publishes and flushes; a second,
+// the connection's own, reads. The keep-alive timer watches both.
+//
+// Acknowledgements may come out of order; the queue hears of them in the order of
+// sending. A PUBACK for an identifier that is not in flight is ignored and
+// counted: after a hub's failover it is harmless, and closing would only cost a
+// resend. An identifier of 0, a second CONNACK or a packet that only clients send
+// ends the connection.
+type conn struct {
+	set       settings
+	cred      *certstore.Credential
+	nc        net.Conn // TLS
+	raw       net.Conn // below it; closing it interrupts everything
+	remote    string
+	presented bool
+
+	connack chan byte     // one slot: the code of CONNACK
+	wake    chan struct{} // one slot: something to flush or to look at
+	dead    chan struct{} // closed when the reader has returned; err is set by then
+
+	failOnce sync.Once
+	err      error
+
+	// batch is encoded telemetry that waits for flush; the session's goroutine only.
+	batch []byte
+
+	born     time.Time    // when it was made; the times below count from it
+	lastSent atomic.Int64 // of a write that succeeded
+	lastRecv atomic.Int64 // of a whole packet
+	firstAck atomic.Int64 // of telemetry; 0: none yet
+	lastAck  atomic.Int64
+	rounds   atomic.Uint64 // answers of the hub to anything sent after CONNECT
+	writing  atomic.Int64  // writes that may not take longer than this; 0: the usual
+
+	mu       sync.Mutex
+	ended    bool
+	writeErr error
+	out      []byte // control packets waiting for the writer
+	outDone  []func(error)
+	win      window
+	headAt   time.Time // when the oldest message in flight became the oldest
+	nextID   uint16    // of control packets
+	waiting  map[uint16]func(error)
+	subID    uint16
+	filters  []packet.Subscription
+	pingSent int64 // when the ping that is unanswered was queued; 0: none
+	timer    *time.Timer
+}
+
+func newConn(set settings, cred *certstore.Credential, tr *transport) *conn {
+	c := &conn{
+		set: set, cred: cred, nc: tr.nc, raw: tr.raw, remote: tr.remote, presented: tr.presented.Load(),
+		connack: make(chan byte, 1), wake: make(chan struct{}, 1), dead: make(chan struct{}),
+		born: time.Now().Add(-1), win: window{size: min(max(set.window, 1), maxWindow)}, nextID: telemetryIDs,
+	}
+	return c
+}
+
+// now is the time since the connection was made; never 0.
+func (c *conn) now() int64 { return int64(time.Since(c.born)) }
+
+// start sends CONNECT and starts the reader. The answer arrives on connack, or
+// dead is closed.
+func (c *conn) start(wg *sync.WaitGroup) {
+	p := packet.Connect{Version: packet.V311, KeepAlive: uint16(c.set.keepAlive / time.Second),
+		ClientID: c.set.id.ClientID(), HasUsername: true, Username: c.set.id.UserName(c.set.product)}
+	batch, err := p.Append(c.batch, packet.V311)
+	if err != nil {
+		c.kill(err)
+	} else {
+		c.batch = batch
+		c.send()
+	}
+	wg.Go(c.read)
+}
+
+// open follows an accepted CONNECT: subscriptions, then a ping when there is
+// nothing else to be acknowledged, and the keep-alive watch.
+func (c *conn) open() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.set.commands != nil {
+		c.filters = c.set.commands.Filters(c.set.id)
+	}
+	if len(c.filters) > 0 {
+		c.subID = c.controlIDLocked()
+		p := packet.Subscribe{ID: c.subID, Subscriptions: c.filters}
+		if out, err := p.Append(c.out, packet.V311); err == nil {
+			c.out = out
+		}
+	}
+	if !c.ended {
+		c.timer = time.AfterFunc(c.pingAfter(), c.watch)
+	}
+}
+
+// kill ends the connection at once; the first error stays. It may be called from
+// any goroutine, and returns before the reader has ended.
+func (c *conn) kill(err error) {
+	c.failOnce.Do(func() {
+		c.err = err
+		_ = c.raw.Close()
+	})
+}
+
+// writeFailed ends the connection after a failed write. What the hub said last
+// waits to be read behind the failure, such as the refusal of a certificate in
+// TLS 1.3: the reader gets a moment to find it.
+func (c *conn) writeFailed(err error) {
+	if timedOut(err) {
+		c.kill(err)
+		return
+	}
+	c.mu.Lock()
+	c.writeErr = err
+	c.mu.Unlock()
+	_ = c.raw.SetReadDeadline(time.Now().Add(time.Second))
+}
+
+// close says goodbye and ends the connection, waiting for the reader.
+func (c *conn) close() {
+	c.batch = append(c.batch, byte(packet.DISCONNECT)<<4, 0)
+	_ = c.flush()
+	c.failOnce.Do(func() {
+		c.err = errEnded
+		_ = c.nc.SetWriteDeadline(time.Now().Add(time.Second))
+		_ = c.nc.Close()
+	})
+	<-c.dead
+}
+
+// Done is part of Link.
+func (c *conn) Done() <-chan struct{} { return c.dead }
+
+// Publish is part of Link.
+func (c *conn) Publish(topic string, payload []byte, qos byte, done func(error)) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.ended:
+		return ErrLinkEnded
+	case len(c.out)+len(topic)+len(payload) > maxControl, len(c.waiting) >= maxWindow/10:
+		return ErrLinkBusy
+	}
+	p := packet.Publish{Topic: topic, Payload: payload, QoS: min(qos, 1)}
+	if p.QoS == 1 {
+		p.ID = c.controlIDLocked()
+	}
+	out, err := p.Append(c.out, packet.V311)
+	if err != nil {
+		return err
+	}
+	c.out = out
+	switch {
+	case done == nil:
+	case p.QoS == 0:
+		c.outDone = append(c.outDone, done)
+	default:
+		if c.waiting == nil {
+			c.waiting = make(map[uint16]func(error))
+		}
+		c.waiting[p.ID] = done
+	}
+	poke(c.wake)
+	return nil
+}
+
+// controlIDLocked is a free packet identifier above those of telemetry.
+func (c *conn) controlIDLocked() uint16 {
+	for {
+		if c.nextID++; c.nextID <= telemetryIDs { // wrapped
+			c.nextID = telemetryIDs + 1
+		}
+		if _, used := c.waiting[c.nextID]; !used && c.nextID != c.subID {
+			return c.nextID
+		}
+	}
+}
+
+// room is how many messages may be published now.
+func (c *conn) room() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.win.room()
+}
+
+func (c *conn) inFlight() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.win.n
+}
+
+// publish encodes one message into the batch. There must be room in the window,
+// and topic must be sendable.
+func (c *conn) publish(seq uint64, topic string, payload []byte, dup bool) error {
+	c.mu.Lock()
+	if c.win.n == 0 {
+		c.headAt = time.Now()
+	}
+	id := c.win.add(seq)
+	c.mu.Unlock()
+	var err error
+	c.batch, err = packet.Publish{Dup: dup, QoS: 1, Topic: topic, ID: id, Payload: payload}.Append(c.batch, packet.V311)
+	return err
+}
+
+// send flushes and ends the connection when that fails.
+func (c *conn) send() {
+	if err := c.flush(); err != nil {
+		c.writeFailed(err)
+	}
+}
+
+// flush writes control packets and the batch in one go. It blocks for at most the
+// write timeout; after an error the connection is over.
+func (c *conn) flush() error {
+	c.mu.Lock()
+	control, done := c.out, c.outDone
+	c.out, c.outDone = nil, nil
+	c.mu.Unlock()
+	data := c.batch
+	if len(control) > 0 {
+		data = append(control, c.batch...)
+	}
+	if len(data) == 0 {
+		return nil
+	}
+	limit := c.set.writeTimeout
+	if d := time.Duration(c.writing.Load()); d > 0 && d < limit {
+		limit = d
+	}
+	_ = c.nc.SetWriteDeadline(time.Now().Add(limit))
+	_, err := c.nc.Write(data)
+	c.batch = c.batch[:0]
+	for _, f := range done {
+		f(err)
+	}
+	if err == nil {
+		c.lastSent.Store(c.now())
+	}
+	return err
+}
+
+// rest gives the memory of a burst back. The session's goroutine calls it when
+// there is nothing left to send.
+func (c *conn) rest() {
+	if cap(c.batch) > keepBuffer {
+		c.batch = nil
+	}
+	c.mu.Lock()
+	c.win.release()
+	c.mu.Unlock()
+}
+
+// ping asks for a sign of life; its answer counts as a round trip.
+func (c *conn) ping() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.ended && c.pingSent == 0 {
+		c.pingLocked()
+	}
+}
+
+func (c *conn) pingLocked() {
+	c.pingSent = c.now()
+	c.out = packet.AppendPing(c.out, packet.PINGREQ)
+	if c.timer != nil {
+		c.timer.Reset(c.pingWait())
+	}
+	poke(c.wake)
+}
+
+// pingAfter and pingWait together stay below 1.5 keep-alives, after which both
+// sides give a silent peer up (MQTT 3.1.1, 3.1.2.10), and below the four minutes
+// after which Azure's load balancers forget an idle connection.
+func (c *conn) pingAfter() time.Duration { return c.set.keepAlive * 3 / 4 }
+func (c *conn) pingWait() time.Duration  { return min(c.set.keepAlive/2, 30*time.Second) }
+
+// watch is the keep-alive timer. It needs neither the writer nor the reader to be
+// free: when a ping stays without any answer it closes the connection under them.
+func (c *conn) watch() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended {
+		return
+	}
+	now, recv := c.now(), c.lastRecv.Load()
+	if c.pingSent > 0 {
+		if recv >= c.pingSent {
+			c.pingSent = 0
+		} else if left := c.pingSent + int64(c.pingWait()) - now; left > 0 {
+			c.timer.Reset(time.Duration(left))
+			return
+		} else {
+			c.kill(errHalfOpen)
+			return
+		}
+	}
+	if due := min(recv, c.lastSent.Load()) + int64(c.pingAfter()); due > now {
+		c.timer.Reset(time.Duration(due - now))
+		return
+	}
+	c.pingLocked()
+}
+
+// stalledSince says since when the oldest message in flight is waiting.
+func (c *conn) stalledSince() (since time.Time, waiting bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.headAt, c.win.n > 0
+}
+
+// outstanding is what has been sent and not been acknowledged.
+func (c *conn) outstanding() []uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.win.outstanding(nil)
+}
+
+// await waits for the answer to CONNECT.
+func (c *conn) await(ctx context.Context, limit time.Duration) error {
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	select {
+	case code := <-c.connack:
+		if code != packet.Accepted {
+			return refusedError(code)
+		}
+		return nil
+	case <-c.dead:
+		return c.err
+	case <-t.C:
+		return errNoConnack
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}

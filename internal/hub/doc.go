@@ -1,0 +1,51 @@
+// Package hub is the cloud side of the gateway: one Session per identity, which
+// holds its MQTT 3.1.1 connection to Azure IoT Hub, publishes what the identity's
+// queue holds, and moves to a renewed certificate without losing or delaying a
+// message.
+//
+// # What it promises
+//
+//   - A message is acknowledged to the queue only after the hub's PUBACK, in the
+//     order of sending. A connection that ends is followed by one with a fresh queue
+//     reader, so what was not acknowledged is sent again with the same message id.
+//   - A connection is made with one credential, given to dial, and is never used
+//     again after its end. There is no TLS session cache, so no identity can be
+//     logged in as another or with its old certificate.
+//   - A finished handshake and a CONNACK prove nothing: with TLS 1.3 a refused
+//     certificate shows at the first read, and a hub out of quota accepts and then
+//     cuts. Proved means a message acknowledged, or another answer on a connection
+//     that then lived on. Only progress resets the waits between attempts.
+//   - A candidate certificate is tried beside the working connection: TLS first,
+//     while messages flow; then the outstanding acknowledgements; then CONNECT. What
+//     fails, in whatever way, ends with the old certificate carrying on, and counts
+//     against the candidate only if the old one gets through right after.
+//   - A message that the hub would not take is set aside with a reason before it is
+//     sent; one that the hub answers by closing connections is found out and set
+//     aside, when others are seen to pass.
+//
+// # The way of a message
+//
+// [Session.Run] → serve → pump → nextMessage → publish (appendTopic, undeliverable)
+// → conn.send → the hub → conn.read → settle → Queue.Ack.
+//
+// # The way of a certificate
+//
+// Candidate → beginCut → transportReady → stepCut → answered → take → prove →
+// Commit; or cutFailed → the old connection answers → Miss. With no connection:
+// choose → attempt → weigh.
+//
+// # Goroutines
+//
+// Run's own is the only one that publishes and writes. Each connection has one that
+// reads, and a timer that watches the keep-alive without needing either of them. A
+// trial has one while it dials. Run waits for all of them. An idle identity thus
+// costs two goroutines and, with their stacks and TLS, the memory that
+// BenchmarkIdleIdentities reports.
+//
+// # Outside facts
+//
+// Topics, user name, property bag, limits and the ways in which IoT Hub refuses are
+// from https://learn.microsoft.com/azure/iot/iot-mqtt-connect-to-iot-hub and
+// https://learn.microsoft.com/azure/iot-hub/iot-hub-devguide-messages-construct;
+// where they leave doubt, the code is right under either answer.
+package hub

@@ -1,0 +1,115 @@
+package hub
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"strings"
+)
+
+// apiVersion is the protocol contract named in the user name of every CONNECT.
+const apiVersion = "2021-04-12"
+
+const defaultPort = "8883"
+
+// Identity is one device or module of an IoT Hub.
+type Identity struct {
+	Name     string // how configuration, status and log call it
+	HostName string // the hub; always the first part of the user name
+	DeviceID string
+	ModuleID string // "" for a device
+
+	// Address is dialled instead of the host name: host:port, or a host alone for
+	// port 8883. The TLS name and the user name do not follow it.
+	Address string
+	// GatewayHostName is an IoT Edge device in between: it is dialled and gives
+	// the TLS name, while the user name keeps HostName.
+	GatewayHostName string
+}
+
+// ClientID is the MQTT client identifier: the id as registered, never encoded.
+func (id Identity) ClientID() string {
+	if id.ModuleID == "" {
+		return id.DeviceID
+	}
+	return id.DeviceID + "/" + id.ModuleID
+}
+
+// UserName is the MQTT user name. Only the values of its query are
+// percent-encoded: the hub does not decode ids.
+func (id Identity) UserName(product string) string {
+	name := id.HostName + "/" + id.ClientID() + "/?api-version=" + apiVersion
+	if product != "" {
+		name += "&DeviceClientType=" + escape(product)
+	}
+	return name
+}
+
+// eventsTopic is the telemetry topic up to and including the slash before the
+// property bag.
+func (id Identity) eventsTopic() string {
+	if id.ModuleID == "" {
+		return "devices/" + id.DeviceID + "/messages/events/"
+	}
+	return "devices/" + id.DeviceID + "/modules/" + id.ModuleID + "/messages/events/"
+}
+
+func (id Identity) serverName() string {
+	if id.GatewayHostName != "" {
+		return id.GatewayHostName
+	}
+	return id.HostName
+}
+
+func (id Identity) dialAddress() string {
+	addr := id.Address
+	if addr == "" {
+		addr = id.serverName()
+	}
+	if _, _, err := net.SplitHostPort(addr); err != nil {
+		addr = net.JoinHostPort(strings.Trim(addr, "[]"), defaultPort)
+	}
+	return addr
+}
+
+// Validate says why no session can be had for the identity.
+func (id Identity) Validate() error {
+	if id.HostName == "" || id.DeviceID == "" {
+		return errors.New("host name and device id are required")
+	}
+	for _, part := range []string{id.DeviceID, id.ModuleID} {
+		// A topic name with a wildcard is against MQTT 3.1.1 (4.7.1), and a slash
+		// would make an id name another identity.
+		if i := strings.IndexAny(part, "+#/"); i >= 0 {
+			return fmt.Errorf("id %q contains %q, which an MQTT topic cannot carry", part, part[i])
+		}
+	}
+	return nil
+}
+
+// escape percent-encodes everything but unreserved characters. A space becomes
+// %20: in the hub's bags and queries a plus sign is a literal plus.
+func escape(s string) string {
+	return strings.ReplaceAll(url.QueryEscape(s), "+", "%20")
+}
+
+const upperHex = "0123456789ABCDEF"
+
+// appendEscaped is escape behind dst, without an allocation.
+func appendEscaped(dst []byte, s string) []byte {
+	for i := range len(s) {
+		c := s[i]
+		if unreserved(c) {
+			dst = append(dst, c)
+		} else {
+			dst = append(dst, '%', upperHex[c>>4], upperHex[c&15])
+		}
+	}
+	return dst
+}
+
+func unreserved(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' ||
+		c == '-' || c == '_' || c == '.' || c == '~'
+}

@@ -1,0 +1,266 @@
+package hub
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"gatewayd/internal/certstore"
+	"gatewayd/internal/queue"
+)
+
+// Session is one identity's life at the hub: it connects, proves the certificate,
+// publishes what the queue holds, changes certificates, and begins again when a
+// connection ends.
+type Session struct {
+	cfg   Config
+	q     outbox
+	creds Credentials
+	pacer *Pacer
+	log   *zap.Logger
+
+	events string // topic
+	dial   dialer
+	board  board
+	shown  *conn // what Status looks at; guarded by board.mu
+
+	// All below belongs to Run's goroutine.
+	wg      sync.WaitGroup // readers and trials
+	backoff backoff
+	live    live
+	cut     cutover
+	limbo   map[uint64]struct{} // sent on an earlier connection and not acknowledged
+	judge   judge
+	told    Kind   // kind of the fault that was logged last; "" when connected
+	woken   string // credentials for which a wait was cut short
+	alarm   alarm
+	topic   []byte // scratch
+
+	suspicious atomic.Bool // poison is active
+	poisonMu   sync.Mutex
+	poison     poison // guarded by poisonMu
+}
+
+// NewSession makes a session for one identity; it starts nothing and touches no
+// network. The queue and the credentials are the identity's own, the pacer is
+// shared by all.
+func NewSession(cfg Config, q *queue.Queue, creds Credentials, pacer *Pacer, log *zap.Logger) *Session {
+	return newSession(cfg, queueOutbox{q}, creds, pacer, log)
+}
+
+func newSession(cfg Config, q outbox, creds Credentials, pacer *Pacer, log *zap.Logger) *Session {
+	s := &Session{cfg: cfg.withDefaults(), q: q, creds: creds, pacer: pacer,
+		log: log.With(zap.String("identity", cfg.Name))}
+	s.events = s.cfg.eventsTopic()
+	s.dial.cfg = &s.cfg
+	s.backoff.t = &s.cfg.Timing
+	s.poison.limit = s.cfg.Timing.PoisonDeaths
+	s.board.st = Status{Identity: cfg.Name, State: StateNew, Since: time.Now(), Connects: map[string]uint64{}}
+	return s
+}
+
+// Run keeps the identity connected until ctx ends. Then it stops sending, waits a
+// bounded time for outstanding acknowledgements, says goodbye and returns nil when
+// everything that it started has ended. What the hub does is never an error.
+func (s *Session) Run(ctx context.Context) error {
+	s.alarm.init()
+	defer s.alarm.stop()
+	defer s.board.state(StateStopped)
+	for ctx.Err() == nil {
+		cred := s.choose()
+		if cred == nil {
+			s.awaitCredential(ctx)
+			continue
+		}
+		end := s.attempt(ctx, cred)
+		if ctx.Err() != nil {
+			break
+		}
+		if wait := s.weigh(end); wait > 0 {
+			s.pause(ctx, wait, end.fault.Kind)
+		}
+	}
+	s.wg.Wait()
+	return nil
+}
+
+// ending is how a connection, or the attempt at one, ended.
+type ending struct {
+	cred     *certstore.Credential
+	fault    *Fault // nil when this side ended it
+	accepted time.Time
+	proved   bool
+	byPeer   bool
+	acked    bool   // at least one message was acknowledged
+	oldest   uint64 // message that was the oldest in flight; 0: none
+	inFlight int
+}
+
+// attempt makes one connection with cred and stays with it, and with what replaces
+// it, to the end.
+func (s *Session) attempt(ctx context.Context, cred *certstore.Credential) ending {
+	c, fault := s.open(ctx, cred)
+	if fault != nil {
+		return ending{cred: cred, fault: fault}
+	}
+	s.take(c)
+	return s.serve(ctx)
+}
+
+// open makes one connection: its turn, TCP, TLS, CONNECT accepted.
+func (s *Session) open(ctx context.Context, cred *certstore.Credential) (*conn, *Fault) {
+	if s.told == "" {
+		s.board.state(StateConnecting)
+	}
+	if err := s.pacer.connect(ctx); err != nil {
+		return nil, classify(err, StepName, false)
+	}
+	tr, fault := s.dial.dial(ctx, cred)
+	if fault != nil {
+		return nil, fault
+	}
+	c := s.connect(cred, tr)
+	if err := c.await(ctx, s.cfg.Timing.Connack); err != nil {
+		c.kill(err)
+		<-c.dead
+		return nil, classify(err, StepConnect, c.presented)
+	}
+	return c, nil
+}
+
+// connect sends CONNECT over a finished transport.
+func (s *Session) connect(cred *certstore.Credential, tr *transport) *conn {
+	c := newConn(settings{
+		id: s.cfg.Identity, product: s.cfg.Product, keepAlive: s.cfg.KeepAlive, window: s.cfg.Window,
+		writeTimeout: s.cfg.Timing.Write, commands: s.cfg.Commands, acked: s.acked,
+		delivered: &s.board.delivered, unknownAcks: &s.board.unknownAcks,
+	}, cred, tr)
+	c.start(&s.wg)
+	return c
+}
+
+// choose says which credential to present next. A candidate goes first; after a
+// failure it is the other one's turn, so that both get their chance while neither
+// works.
+func (s *Session) choose() *certstore.Credential {
+	current, candidate := s.creds.Current(), s.creds.Candidate()
+	switch {
+	case candidate == nil:
+		return current
+	case current == nil, !s.judge.currentsTurn:
+		return candidate
+	}
+	return current
+}
+
+func (s *Session) awaitCredential(ctx context.Context) {
+	s.board.state(StateNoCertificate)
+	select {
+	case <-ctx.Done():
+	case <-s.creds.Changed():
+	}
+}
+
+// weigh draws the conclusions from an ending: what it says about the certificate,
+// about the oldest message, and how long to wait; 0 means try again at once.
+func (s *Session) weigh(e ending) time.Duration {
+	lived := time.Duration(0)
+	if !e.accepted.IsZero() {
+		lived = time.Since(e.accepted)
+		s.poisonDied(e)
+	} else {
+		s.board.count(string(e.fault.Kind))
+	}
+	if s.backoff.closed(e, lived) {
+		e.fault = contested(s.backoff.young, s.cfg.Timing.Stable)
+	}
+	again := s.judge.weigh(s.creds, e)
+	if again {
+		return 0
+	}
+	wait := max(s.backoff.next(e.fault.Kind), time.Millisecond)
+	s.report(e, wait)
+	return wait
+}
+
+// report tells the board, and the log when the kind of trouble is a new one.
+func (s *Session) report(e ending, wait time.Duration) {
+	s.board.state(string(e.fault.Kind))
+	s.board.set(func(st *Status) {
+		st.Fault, st.Attempt, st.NextTry = e.fault, s.backoff.fails, time.Now().Add(wait)
+		st.Fingerprint, st.Remote = "", ""
+	})
+	if e.fault.Kind == s.told {
+		return
+	}
+	s.told = e.fault.Kind
+	s.log.Warn("not connected to the hub", zap.String("state", string(e.fault.Kind)), zap.Error(e.fault),
+		zap.String("hint", e.fault.Hint), zap.String("fingerprint", e.cred.Fingerprint()), zap.Duration("wait", wait))
+}
+
+// pause waits before the next attempt. A credential that was not there when the
+// attempt failed ends the wait, once: it may be the remedy. It does not when the
+// trouble is another client.
+func (s *Session) pause(ctx context.Context, wait time.Duration, k Kind) {
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	before := s.credentials()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			return
+		case <-s.creds.Changed():
+			now := s.credentials()
+			if k != Contested && now != before && now != s.woken {
+				s.woken = now
+				s.backoff.progress()
+				return
+			}
+		}
+	}
+}
+
+// credentials names what could be dialled with.
+func (s *Session) credentials() string {
+	var names string
+	for _, c := range []*certstore.Credential{s.creds.Current(), s.creds.Candidate()} {
+		if c != nil {
+			names += c.Fingerprint()
+		}
+		names += "/"
+	}
+	return names
+}
+
+// acked is called by connections' readers, in the order of sending.
+func (s *Session) acked(seq uint64) {
+	s.q.Ack(seq)
+	if s.suspicious.Load() {
+		s.withPoison(func(p *poison) { p.acked(seq) })
+	}
+}
+
+// withPoison looks at the suspicion under its lock.
+func (s *Session) withPoison(f func(*poison)) {
+	s.poisonMu.Lock()
+	defer s.poisonMu.Unlock()
+	f(&s.poison)
+	s.suspicious.Store(s.poison.active())
+}
+
+// poisonDied draws the conclusion from a connection that the hub closed.
+func (s *Session) poisonDied(e ending) {
+	if !e.byPeer || e.oldest == 0 && !s.suspicious.Load() {
+		return
+	}
+	var condemned uint64
+	s.withPoison(func(p *poison) { condemned = p.died(e.oldest, e.inFlight) })
+	if condemned != 0 {
+		s.setAside(condemned, "the hub closes the connection over it, and acknowledges others")
+	}
+}

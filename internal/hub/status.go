@@ -1,0 +1,104 @@
+package hub
+
+import (
+	"maps"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// The states of a session besides those named by a [Kind], which mean "waiting to
+// try again after that".
+const (
+	StateNew           = "new"
+	StateNoCertificate = "no certificate"
+	StateConnecting    = "connecting"
+	StateConnected     = "connected"
+	StateStopped       = "stopped"
+)
+
+// ResultAccepted is the key of Status.Connects for a CONNECT that the hub
+// accepted; the other keys are kinds of faults.
+const ResultAccepted = "accepted"
+
+// Rotation is one change of certificate on a working connection.
+type Rotation struct {
+	At time.Time
+	// From and To are fingerprints.
+	From, To string
+	// Gap is the time from the last acknowledgement on the old connection to the first
+	// on the new; with nothing to send, the time for which sending was not possible.
+	Gap time.Duration
+	// Pause is how long sending stopped.
+	Pause time.Duration
+	// Resent is how many messages had no acknowledgement when the old connection ended.
+	Resent int
+}
+
+// Status is what a session is doing and why it is not.
+type Status struct {
+	Identity    string
+	State       string // one of the State constants, or a Kind while waiting after a fault
+	Since       time.Time
+	Fingerprint string // of the credential in use; "" when not connected
+	Remote      string
+	Fault       *Fault    // the first thing that is wrong; nil when nothing is
+	Attempt     int       // attempts without progress
+	NextTry     time.Time // zero when not waiting
+	Progress    time.Time // of the latest acknowledged message; zero: none since the start
+
+	Trial      string // what the cut-over to a candidate is doing; "" when there is none
+	TrialFault *Fault // why the latest trial failed; nil after a success
+
+	InFlight    int
+	Delivered   uint64
+	Resent      uint64
+	SetAside    uint64
+	UnknownAcks uint64 // acknowledgements for nothing in flight
+	Connects    map[string]uint64
+	Rotations   uint64
+	Rotation    Rotation // the latest
+}
+
+// board is the part of a session that others may read.
+type board struct {
+	delivered, unknownAcks atomic.Uint64
+
+	mu sync.Mutex
+	st Status // guarded by mu
+}
+
+func (b *board) set(f func(*Status)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	f(&b.st)
+}
+
+// state changes the state; Since stays when it is the same already.
+func (b *board) state(s string) {
+	b.set(func(st *Status) {
+		if st.State != s {
+			st.State, st.Since = s, time.Now()
+		}
+	})
+}
+
+func (b *board) count(result string) {
+	b.set(func(st *Status) { st.Connects[result]++ })
+}
+
+// Status returns a copy.
+func (s *Session) Status() Status {
+	s.board.mu.Lock()
+	defer s.board.mu.Unlock()
+	st := s.board.st
+	st.Connects = maps.Clone(st.Connects)
+	st.Delivered, st.UnknownAcks = s.board.delivered.Load(), s.board.unknownAcks.Load()
+	if c := s.shown; c != nil {
+		st.InFlight = c.inFlight()
+		if at := c.lastAck.Load(); at > 0 {
+			st.Progress = c.born.Add(time.Duration(at))
+		}
+	}
+	return st
+}

@@ -61,7 +61,7 @@ func (h *Hub) admit(p packet.Connect, cert peer) (username, *identity, *verdict)
 	switch {
 	case p.ClientID == "" || p.ClientID != u.name():
 		return u, id, refuse(9, "client id %q is not the identity of the user name", p.ClientID)
-	case !h.opt.Edge && u.host != h.opt.HostName:
+	case !h.opt.Edge && !h.opt.AnyHost && u.host != h.opt.HostName:
 		return u, id, refuse(11, "host %q of the user name is not this hub", u.host)
 	case !h.opt.AnyAPIVersion && !h.opt.Edge && !knownAPIVersion(u.apiVersion):
 		return u, id, refuse(12, "unknown api-version %q", u.apiVersion)

@@ -117,15 +117,6 @@ func (b *bag) duplicate() (string, bool) {
 	return "", false
 }
 
-func (b *bag) get(key string) (string, bool) {
-	for _, p := range b.pairs {
-		if string(p.key) == key {
-			return string(p.value), true
-		}
-	}
-	return "", false
-}
-
 // size is what the bag adds to the size of a message: the values of system properties, names and values of
 // the others.
 func (b *bag) size() int {

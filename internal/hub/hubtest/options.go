@@ -83,6 +83,7 @@ type Options struct {
 	IgnoreEKU              bool          // accept a certificate whose extended key usage lacks clientAuth
 	CheckCNWithThumbprint  bool          // demand CN = identity of self-signed certificates as well
 	AllowPassword          bool          // ignore a password beside a certificate
+	AnyHost                bool          // accept any host in the user name
 	AnyAPIVersion          bool          // accept an api-version that no SDK ever sent
 	CloseOnLevel           bool          // close instead of CONNACK 1 for another protocol level
 	ConnectTimeout         time.Duration // from accept to CONNECT

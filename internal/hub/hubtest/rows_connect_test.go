@@ -134,6 +134,18 @@ func refusedBy(row int, name string, opt Options, code byte, change func(*packet
 	}}
 }
 
+// admitted makes a row in which a changed CONNECT is accepted.
+func admitted(row int, name string, opt Options, change func(*packet.Connect)) rowTest {
+	return rowTest{row, name, opt, func(r *rig) {
+		c := r.dial(r.issue(certtest.Leaf{CN: "press-7"}))
+		p := connectPacket("press-7")
+		change(&p)
+		c.send(p)
+		c.wantConnack(packet.Accepted)
+		c.alive()
+	}}
+}
+
 // withCert makes a row in which press-7 comes with a certificate of the test's choice.
 func withCert(row int, name string, opt Options, code byte, identity string, leaf func(r *rig) *certtest.Pair) rowTest {
 	return rowTest{row, name, opt, func(r *rig) {
@@ -197,13 +209,21 @@ func connectRows() []rowTest {
 		refusedBy(10, "10 no user name", Options{}, five, func(p *packet.Connect) { p.HasUsername = false }),
 		refusedBy(10, "10 edge", Options{Edge: true}, packet.RefusedUnavailable, username7("HOST/press-7")),
 		refusedBy(11, "11 other host", Options{}, five, username7("other.azure-devices.net/press-7/?api-version=2021-04-12")),
-		{11, "11 edge does not look", Options{Edge: true}, func(r *rig) {
-			c := r.dial(r.issue(certtest.Leaf{CN: "press-7"}))
-			p := connectPacket("press-7")
-			p.Username = "gateway.local/press-7/?api-version=2021-04-12"
-			c.send(p)
-			c.wantConnack(packet.Accepted)
-		}},
+		admitted(11, "11 edge does not look", Options{Edge: true}, username7("gateway.local/press-7/?api-version=2021-04-12")),
+		admitted(11, "11 any host", Options{AnyHost: true}, username7("gateway.local/press-7/?api-version=2021-04-12")),
+		admitted(12, "12 any api-version", Options{AnyAPIVersion: true}, username7("HOST/press-7/?api-version=1999-01-01")),
+		admitted(10, "10 the older form without ?", Options{}, username7("HOST/press-7/api-version=2019-10-01")),
+		admitted(10, "10 other parameters", Options{}, username7("HOST/press-7/?x=1&api-version=2021-04-12&DeviceClientType=a%2Fb&model-id=dtmi%3Ax%3B1")),
+		admitted(15, "15 password allowed", Options{AllowPassword: true}, func(p *packet.Connect) { p.HasPassword, p.Password = true, []byte("x") }),
+		admitted(15, "15 empty password", Options{}, func(p *packet.Connect) { p.HasPassword = true }),
+		withCert(5, "05 clock offset", Options{ClockOffset: 60 * 24 * time.Hour}, five, "press-7", func(r *rig) *certtest.Pair {
+			return r.issue(certtest.Leaf{CN: "press-7"})
+		}),
+		withCert(17, "17 CN of a self-signed one, checked", Options{CheckCNWithThumbprint: true}, five, "self", func(r *rig) *certtest.Pair {
+			p := r.issue(certtest.Leaf{CN: "anything"})
+			r.add(Device{DeviceID: "self", Thumbprints: []string{p.SHA256()}})
+			return p
+		}),
 		refusedBy(12, "12 api-version", Options{}, five, username7("HOST/press-7/?api-version=1999-01-01")),
 		refusedBy(13, "13 unknown", Options{}, five, func(p *packet.Connect) { *p = connectPacket("press-9") }),
 		refusedBy(13, "13 case", Options{}, five, func(p *packet.Connect) { *p = connectPacket("Press-7") }),
@@ -315,8 +335,7 @@ func connectRows() []rowTest {
 		"HOST/press-7?api-version=2021-04-12", "HOST/press-7/x?api-version=2021-04-12",
 	} {
 		row := refusedBy(10, "10 "+name, Options{}, five, username7(name))
-		if strings.Contains(name, "%") {
-			row.row = 10
+		if strings.Contains(name, "%") { // ids are not decoded, so it names another identity than the client id
 			row.run = func(r *rig) {
 				c := r.dial(r.issue(certtest.Leaf{CN: "press-7"}))
 				p := connectPacket("press-7")

@@ -166,6 +166,14 @@ func downRows() []rowTest {
 			c.puback(p.ID)
 			r.wantStates("completed 1", "completed 2")
 		}},
+		{47, "47 session present is a switch", Options{NoSessionPresent: true}, func(r *rig) {
+			r.online("press-7")
+			c := r.dial(r.issue(leaf("press-7")))
+			c.send(connectPacket("press-7"))
+			if c.wantConnack(packet.Accepted).SessionPresent {
+				r.Fatal("session present")
+			}
+		}},
 		{47, "47 time to live", Options{}, func(r *rig) {
 			r.c2d(C2D{MessageID: "1", TTL: time.Minute})
 			r.c2d(C2D{MessageID: "2", TTL: 90 * time.Second})
@@ -389,6 +397,16 @@ func twinRows() []rowTest {
 			if p.Topic != "$iothub/twin/res/200/?$rid=g" || string(p.Payload) != want {
 				r.Fatalf("GET %q %s, want %s", p.Topic, p.Payload, want)
 			}
+		}},
+		{56, "56 the other statuses", Options{ConditionalStatus: 409, TooLargeStatus: 413, AnswerUnsubscribed: true}, func(r *rig) {
+			c := r.online("press-7")
+			if status, _, _ := c.patch("?$rid=1&$version=7", `{"a":2}`); status != "409" {
+				r.Fatalf("old version: status %s, want 409", status)
+			}
+			for i := range 8 {
+				c.wantStatus("204", fmt.Sprintf(`{"s%d":"%s"}`, i, strings.Repeat("v", 4000)))
+			}
+			c.wantStatus("413", fmt.Sprintf(`{"s9":"%s"}`, strings.Repeat("v", 4000)))
 		}},
 		{57, "57 rate", Options{}, func(r *rig) {
 			c := r.online("press-7")

@@ -26,8 +26,7 @@ type writer struct {
 	runs    int
 	named   []*Queue // got their name written in the group under way
 
-	nextID    uint64
-	touched   int64     // end of the last block counted as written
+	mean      int64     // size of a group, smoothed
 	lastFlush time.Time // of acknowledgements
 	lastSync  time.Time
 	retryAt   time.Time
@@ -223,6 +222,8 @@ func (j *Journal) writeGroup(recs []pend, ctl []*control, states []*Queue, est i
 		return err
 	}
 	w.named = w.named[:0]
+	w.mean += (int64(len(buf)) - w.mean) / 16
+	j.zeroes.Store(w.mean < zeroBelow)
 	j.publish(recs, buf)
 	w.off += int64(len(buf))
 	w.seg.end.Store(w.off)

@@ -47,6 +47,7 @@ func login(v packet.Version, id, user, password string) packet.Connect {
 }
 
 func TestPasswordsLetIn(t *testing.T) {
+	t.Parallel()
 	users := usersFile(t, "# comment", "", userLine(t, "press", "secret"))
 	b := start(t, benchOptions{config: MQTTConfig{Users: users, ACL: []ACLRule{{User: "press", Publish: []string{"#"}}}}})
 	for name, tc := range map[string]struct {
@@ -107,6 +108,7 @@ func TestUsersFileProblemsNameTheLineAndNoHash(t *testing.T) {
 }
 
 func TestReloadedUsersCountAtOnce(t *testing.T) {
+	t.Parallel()
 	u := usersFile(t, userLine(t, "a", "one"))
 	ctx := context.Background()
 	if !u.Check(ctx, "a", []byte("one")) {
@@ -126,6 +128,7 @@ func TestReloadedUsersCountAtOnce(t *testing.T) {
 }
 
 func TestUserLineIsReadBack(t *testing.T) {
+	t.Parallel()
 	line, err := UserLine("press 7", "secret")
 	if err != nil {
 		t.Fatal(err)
@@ -176,6 +179,7 @@ func TestAccessRules(t *testing.T) {
 }
 
 func TestRefusedTopicsAreToldAndCounted(t *testing.T) {
+	t.Parallel()
 	users := usersFile(t, userLine(t, "a", "x"))
 	b := start(t, benchOptions{config: MQTTConfig{Users: users, ACL: []ACLRule{{User: "*", Publish: []string{"sensors/%u/telemetry"}}}}})
 	c := b.dial()
@@ -201,6 +205,7 @@ func TestRefusedTopicsAreToldAndCounted(t *testing.T) {
 }
 
 func TestAnotherUserCannotTakeAClientIDOver(t *testing.T) {
+	t.Parallel()
 	users := usersFile(t, userLine(t, "a", "x"), userLine(t, "b", "x"))
 	b := start(t, benchOptions{config: MQTTConfig{Users: users, ACL: []ACLRule{{Publish: []string{"#"}}}}})
 	first := b.dial()

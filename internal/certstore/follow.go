@@ -42,6 +42,7 @@ type follower struct {
 	event chan struct{} // the files may have changed
 	poke  chan struct{} // what tick looks at has changed
 
+	every time.Duration // between polls
 	paths func() []string
 	look  func(read func(Source) sight) view
 	// judge takes what the files hold. stable is how long they have been so; true asks for another call with the same view
@@ -49,7 +50,7 @@ type follower struct {
 	judge func(v view, stable time.Duration) (again bool)
 	// settling says that the files changed and are not believed yet.
 	settling func(bool)
-	// tick is called after everything that happened and at least every pollEvery; it returns when it wants to be called
+	// tick is called after everything that happened and at least at every poll; it returns when it wants to be called
 	// next, zero for no wish.
 	tick func(now time.Time) time.Time
 
@@ -67,7 +68,7 @@ type follower struct {
 // run follows the files until ctx ends.
 func (f *follower) run(ctx context.Context, sub subscription) {
 	defer sub.drop()
-	poll := time.Now().Add(rand.N(pollEvery))
+	poll := time.Now().Add(rand.N(f.every))
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	f.poll(sub)
@@ -87,7 +88,7 @@ func (f *follower) run(ctx context.Context, sub subscription) {
 			f.settle(sub, now)
 		}
 		if !now.Before(poll) {
-			poll = now.Add(pollEvery)
+			poll = now.Add(f.every)
 			f.poll(sub)
 		}
 	}

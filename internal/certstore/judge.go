@@ -149,7 +149,7 @@ func (s *Store) tick(now time.Time) time.Time {
 		}
 		s.expiryLocked()
 		s.wakeLocked(now)
-		if free := s.busyUntil.Add(-(trialBurst - 1) * s.o.TrialSpacing); free.After(now) {
+		if free := s.freeLocked(); free.After(now) {
 			next = earliest(next, free)
 		}
 	})
@@ -292,7 +292,7 @@ func (s *Store) candidateStatusLocked(st *Status, validity, now time.Time) {
 			sum := Summarize(sl.cred, validity)
 			st.Candidate = &sum
 			st.NextRetry = sl.next.Round(0)
-			if free := s.busyUntil.Add(-(trialBurst - 1) * s.o.TrialSpacing); !s.spacedLocked(now) && free.After(sl.next) {
+			if free := s.freeLocked(); !s.spacedLocked(now) && free.After(sl.next) {
 				st.NextRetry = free.Round(0)
 			}
 			switch sl.blocked {

@@ -15,8 +15,8 @@ const (
 	hubSkew = 10 * time.Second
 	// rejectedAfter is the number of misses at which an operator is told.
 	rejectedAfter = 3
-	// trialBurst is how many trials may follow each other before TrialSpacing holds them apart: an operator who corrects a
-	// file twice should not have to wait, a renewer gone wild should.
+	// trialBurst is the default of Options.TrialBurst: an operator who corrects a file twice should not have to wait, a
+	// renewer gone wild should.
 	trialBurst = 3
 )
 
@@ -126,7 +126,12 @@ func (s *Store) readyLocked(sl *slot, now time.Time) bool {
 }
 
 func (s *Store) spacedLocked(now time.Time) bool {
-	return !s.busyUntil.After(now.Add((trialBurst - 1) * s.o.TrialSpacing))
+	return !s.freeLocked().After(now)
+}
+
+// freeLocked is when the next trial may begin.
+func (s *Store) freeLocked() time.Time {
+	return s.busyUntil.Add(-time.Duration(s.o.TrialBurst-1) * s.o.TrialSpacing)
 }
 
 func (s *Store) spendLocked() {

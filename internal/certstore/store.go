@@ -22,8 +22,10 @@ type Options struct {
 	// files fail, and keeps it current while the hub has not proved what the files hold. Without it, Open removes a copy
 	// that an earlier configuration left.
 	KeepLastGood bool
-	// TrialSpacing is the time that a trial uses up; three may come in a row. Zero means one minute, negative no limit.
+	// TrialSpacing is the time that a trial uses up, TrialBurst how many may come in a row. Zero means one minute and
+	// three; negative spacing means no limit.
 	TrialSpacing time.Duration
+	TrialBurst   int
 	Clock        *Clock      // nil: the wall clock, trusted
 	Log          *zap.Logger // nil: silent
 }
@@ -63,6 +65,9 @@ func Open(o Options) (*Store, error) {
 		o.TrialSpacing = time.Minute
 	case o.TrialSpacing < 0:
 		o.TrialSpacing = 0
+	}
+	if o.TrialBurst <= 0 {
+		o.TrialBurst = trialBurst
 	}
 	s := &Store{o: o, log: o.Log.With(zap.String("identity", o.Identity)), disk: osDisk(),
 		changed: make(chan struct{}, 1), event: make(chan struct{}, 1), poke: make(chan struct{}, 1)}

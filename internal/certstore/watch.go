@@ -12,15 +12,16 @@ import (
 	"go.uber.org/zap"
 )
 
-// mountsFor is how long the table of mounts is believed.
-const mountsFor = time.Minute
+// mountsEvery is how often mounts are looked at.
+const mountsEvery = time.Minute
 
 // WatcherOptions configure a Watcher; the zero value is good.
 type WatcherOptions struct {
 	// PollOnly asks for no file events: for systems without them and for tests in virtual time, which an open event queue
 	// would stop.
 	PollOnly bool
-	Log      *zap.Logger // nil: silent
+	Poll     time.Duration // between two looks without any event; zero means 10 s
+	Log      *zap.Logger   // nil: silent
 }
 
 // Watcher follows the files of all Stores and Roots with one event queue and a poll behind it. Its methods are safe for
@@ -49,6 +50,9 @@ type member struct {
 	done   chan struct{}      // closed when the loop has ended
 	stop   context.CancelFunc // guarded by Watcher.mu; nil until started
 	places []place            // guarded by Watcher.mu
+
+	pinned   []string // of the loop alone, as the next
+	pinnedAt time.Time
 }
 
 // folder is one watched folder with the names that members wait for. Its own lock serialises putting the watch in place,
@@ -56,16 +60,19 @@ type member struct {
 type folder struct {
 	names map[string][]*member // guarded by Watcher.mu
 
-	mu  sync.Mutex
-	id  fileID
-	set bool
-	err error
+	mu    sync.Mutex
+	id    fileID
+	set   bool
+	quiet bool // on a file system that raises no events
 }
 
 // NewWatcher makes a Watcher; it starts nothing.
 func NewWatcher(o WatcherOptions) *Watcher {
 	if o.Log == nil {
 		o.Log = zap.NewNop()
+	}
+	if o.Poll <= 0 {
+		o.Poll = pollEvery
 	}
 	return &Watcher{o: o, log: o.Log, news: make(chan struct{}, 1), members: map[any]*member{}, folders: map[string]*folder{}}
 }
@@ -82,6 +89,7 @@ func (w *Watcher) add(key any, f *follower, report func(string, []string)) {
 	if w.members[key] != nil {
 		return
 	}
+	f.every = w.o.Poll
 	w.members[key] = &member{f: f, report: report, done: make(chan struct{})}
 	wake(w.news)
 }
@@ -225,12 +233,15 @@ func (s subscription) cover(paths []string) {
 	folders := s.w.enter(s.m, places)
 	mode := "events"
 	for _, path := range folders {
-		if err := s.w.put(path); err != nil || quietFilesystem(path) {
+		if !s.w.put(path) {
 			mode = "poll-only"
 		}
 	}
 	s.w.leave(s.m, places)
-	s.m.report(mode, s.w.pinned(paths))
+	if s.m.pinnedAt.IsZero() || time.Since(s.m.pinnedAt) >= mountsEvery {
+		s.m.pinned, s.m.pinnedAt = s.w.pinned(paths), time.Now()
+	}
+	s.m.report(mode, s.m.pinned)
 }
 
 // drop takes all watches of the member away.
@@ -257,35 +268,42 @@ func (w *Watcher) enter(m *member, places []place) []string {
 	return paths
 }
 
-// put makes sure that the folder that is at path now is watched, and not one that was there before.
-func (w *Watcher) put(path string) error {
+// put makes sure that the folder that is at path now is watched, and not one that was there before. It says whether
+// changes in it raise events.
+func (w *Watcher) put(path string) bool {
 	w.mu.Lock()
 	queue, f := w.queue, w.folders[path]
 	w.mu.Unlock()
 	if queue == nil || f == nil {
-		return errors.New("no events")
+		return false
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	id, ok := idOf(path)
 	if f.set && ok && id == f.id {
-		return f.err
+		return !f.quiet
 	}
 	if f.set {
 		_ = queue.Remove(path) // gone with its folder, mostly
-	}
-	f.id, f.set, f.err = id, true, queue.Add(path)
-	if f.err != nil {
 		f.set = false
-		w.mu.Lock()
-		said := w.deaf
-		w.deaf = true
-		w.mu.Unlock()
-		if !said {
-			w.log.Warn("a folder raises no file events, certificates in it are polled", zap.Error(f.err))
-		}
 	}
-	return f.err
+	if err := queue.Add(path); err != nil {
+		w.complain(err)
+		return false
+	}
+	f.id, f.set, f.quiet = id, true, quietFilesystem(path)
+	return !f.quiet
+}
+
+// complain says once that there are folders that cannot be watched, such as beyond fs.inotify.max_user_watches.
+func (w *Watcher) complain(err error) {
+	w.mu.Lock()
+	said := w.deaf
+	w.deaf = true
+	w.mu.Unlock()
+	if !said {
+		w.log.Warn("a folder raises no file events, certificates in it are polled", zap.Error(err))
+	}
 }
 
 // leave takes m out of every place but those in keep, and the watches off folders that nobody waits in.
@@ -335,9 +353,10 @@ func (w *Watcher) release(path string, f *folder) {
 	}
 }
 
+// pinned names the mounts that hide changes of paths.
 func (w *Watcher) pinned(paths []string) []string {
 	w.mu.Lock()
-	stale := time.Since(w.mountsAt) > mountsFor
+	stale := time.Since(w.mountsAt) >= mountsEvery
 	points := w.mounts
 	w.mu.Unlock()
 	if stale || points == nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"fmt"
+	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -333,3 +334,6 @@ func numbered(from, to int) []string {
 }
 
 func leaf(cn string) certtest.Leaf { return certtest.Leaf{CN: cn} }
+
+// long allows the tests that take minutes and hundreds of connections.
+var long = os.Getenv("GATEWAYD_LONG") != ""

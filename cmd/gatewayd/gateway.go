@@ -160,6 +160,9 @@ func (g *gateway) openIdentity(c config.Identity, roots *rootsCache) (*identity,
 		CommonName:   cn,
 		StateDir:     g.cfg.StateDir,
 		KeepLastGood: c.KeepLastGood == config.KeepOnDisk,
+		// Many quick renewals in a row are an exercise or a migration; one a minute
+		// without an end is a renewer gone wild.
+		TrialBurst: 120,
 		Clock:        g.clock,
 		Log:          g.log.Named("certs"),
 	})

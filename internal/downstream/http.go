@@ -74,6 +74,8 @@ type HTTP struct {
 	origin   *http.CrossOriginProtection
 	buffered *semaphore.Weighted
 	listener net.Listener
+	mounts   []mount
+	serving  context.Context // Run's; nil before it
 
 	mu    sync.Mutex
 	rated map[string]*allowance // by client; only with a rate limit
@@ -120,6 +122,7 @@ func (h *HTTP) Addr() net.Addr { return h.listener.Addr() }
 // be kept running until Run has returned. An error means that the listener is
 // unusable.
 func (h *HTTP) Run(ctx context.Context) error {
+	h.serving = ctx
 	server := &http.Server{
 		Handler: h, ReadHeaderTimeout: httpHeaderTimeout, ReadTimeout: httpBodyTimeout,
 		WriteTimeout: httpBodyTimeout + httpSyncTimeout, IdleTimeout: httpIdleTimeout, MaxHeaderBytes: httpHeaderBytes,

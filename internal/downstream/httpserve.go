@@ -41,6 +41,7 @@ func (h *HTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		w.Header().Set("Content-Type", "application/json")
 		w.Write(openAPI)
+	case h.mounted(w, r):
 	default:
 		fail(w, http.StatusNotFound, "there is POST "+messagesPath+"{topic}, POST "+batchPath+" and GET "+openAPIPath)
 	}
@@ -53,6 +54,11 @@ func (h *HTTP) guarded(w http.ResponseWriter, r *http.Request, serve func(*Clien
 		fail(w, http.StatusMethodNotAllowed, "only POST")
 		return
 	}
+	h.authenticated(w, r, func(name string) { serve(h.source.Client(name)) })
+}
+
+// authenticated lets a request through whose sender may come in.
+func (h *HTTP) authenticated(w http.ResponseWriter, r *http.Request, serve func(name string)) {
 	// A web page that happens to be open on this machine is not a sensor.
 	if err := h.origin.Check(r); err != nil {
 		fail(w, http.StatusForbidden, "cross-origin requests from web pages are refused")
@@ -67,7 +73,7 @@ func (h *HTTP) guarded(w http.ResponseWriter, r *http.Request, serve func(*Clien
 		})
 		return
 	}
-	serve(h.source.Client(name))
+	serve(name)
 }
 
 // who names the sender: by certificate, by token, or by address.

@@ -56,6 +56,9 @@ type LocalMessage struct {
 	ResponseTopic   string
 	CorrelationData []byte
 	Expires         time.Time // zero = never
+	// Offer, when not nil, keeps sessions that were given the message through it
+	// from getting it again.
+	Offer *Offer
 	// Acked is called once, when the first subscriber has acknowledged a QoS 1
 	// delivery. It must not block or call back into Local. nil is fine.
 	Acked func()
@@ -76,6 +79,7 @@ type Local struct {
 	retained      map[string]LocalMessage
 	retainedBytes int
 	swept         time.Time
+	lastSession   uint64 // number of the newest
 }
 
 var (
@@ -112,12 +116,13 @@ func (l *Local) Publish(m LocalMessage) (takers int, err error) {
 	if !m.Retain || len(m.Payload) > 0 {
 		for s := range l.subscribers {
 			d, ok := s.matchLocked(m)
-			if !ok {
+			if !ok || m.Offer.hasLocked(s) {
 				continue
 			}
 			d.acked = once
 			if s.box.put(d, s.conn != nil, l.cfg) {
 				takers++
+				m.Offer.addLocked(s)
 				if s.conn != nil {
 					kick = append(kick, s.conn)
 				}
@@ -144,7 +149,7 @@ func (l *Local) retainLocked(m LocalMessage) error {
 	if l.retainedBytes+size(m) > l.cfg.RetainedBytes {
 		return ErrRetainedFull
 	}
-	m.Acked = nil
+	m.Acked, m.Offer = nil, nil
 	l.retained[m.Topic] = m
 	l.retainedBytes += size(m)
 	return nil

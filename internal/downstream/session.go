@@ -11,7 +11,8 @@ import (
 // guarded by Local.mu, the box guards itself.
 type session struct {
 	id, user string
-	conn     *conn // nil while the client is away
+	number   uint64 // never used again for another session
+	conn     *conn  // nil while the client is away
 	subs     map[string]subscription
 	lasts    time.Duration // after the connection; 0 = not at all
 	expires  time.Time     // while away
@@ -74,7 +75,8 @@ func (l *Local) attach(c *conn, clean bool, lasts time.Duration) (present bool, 
 		}
 	}
 	if s == nil {
-		s = &session{id: c.id, user: c.user}
+		l.lastSession++
+		s = &session{id: c.id, user: c.user, number: l.lastSession}
 		l.sessions[c.id] = s
 	} else {
 		present = true

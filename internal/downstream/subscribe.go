@@ -18,6 +18,7 @@ func (c *conn) subscribe(f packet.Frame) error {
 	}
 	codes := make([]byte, len(p.Subscriptions))
 	var retained []delivery
+	var granted []string
 	for i, sub := range p.Subscriptions {
 		codes[i] = c.filterCode(sub.Filter)
 		if codes[i] != packet.Success {
@@ -30,6 +31,7 @@ func (c *conn) subscribe(f packet.Frame) error {
 			continue
 		}
 		codes[i] = sub.QoS
+		granted = append(granted, sub.Filter)
 		retained = append(retained, values...)
 	}
 	if c.version == packet.V311 {
@@ -49,6 +51,7 @@ func (c *conn) subscribe(f packet.Frame) error {
 	if len(retained) > 0 {
 		c.kick()
 	}
+	c.server.local.subscribed(granted)
 	return nil
 }
 

@@ -63,7 +63,6 @@ type Journal struct {
 
 	nextSeg    atomic.Uint64
 	liveBytes  atomic.Int64 // size of all that waits or is kept aside, with overhead
-	zeroes     atomic.Bool  // groups are small: new files are filled with zeros
 	spaceFreed atomic.Bool  // the writer, in trouble, tries again at once
 }
 

@@ -102,10 +102,7 @@ func (j *Journal) allocate(s *slot) error {
 	if err != nil {
 		return err
 	}
-	if err = f.allocate(s.size); err == nil && j.zeroes.Load() {
-		err = j.zero(f, s.size)
-	}
-	if err == nil {
+	if err = f.allocate(s.size); err == nil {
 		err = f.sync()
 	}
 	err = errors.Join(err, f.Close())
@@ -116,23 +113,6 @@ func (j *Journal) allocate(s *slot) error {
 		j.fs.remove(s.name)
 	}
 	return err
-}
-
-// zeroBelow is the mean size of a group below which new files are filled with zeros.
-const zeroBelow = 64 << 10
-
-// zero writes a new file once. On ext4 the first write to a reserved block changes the file's extents, and every sync of such a group writes the file
-// system's journal too, which for small groups is more than the group. For large groups the zeros would be.
-func (j *Journal) zero(f file, size int64) error {
-	b := make([]byte, min(size, 1<<20))
-	for off := int64(0); off < size; off += int64(len(b)) {
-		n := min(int64(len(b)), size-off)
-		if _, err := f.WriteAt(b[:n], off); err != nil {
-			return err
-		}
-		j.wrote(off, int(n))
-	}
-	return nil
 }
 
 // takeSlot finds a file for the next segment. Acknowledgements may take the reserve, messages may not.

@@ -26,7 +26,8 @@ type writer struct {
 	runs    int
 	named   []*Queue // got their name written in the group under way
 
-	mean      int64     // size of a group, smoothed
+	mean      int64 // size of a group, smoothed
+	zeros     []byte
 	lastFlush time.Time // of acknowledgements
 	lastSync  time.Time
 	retryAt   time.Time
@@ -223,7 +224,6 @@ func (j *Journal) writeGroup(recs []pend, ctl []*control, states []*Queue, est i
 	}
 	w.named = w.named[:0]
 	w.mean += (int64(len(buf)) - w.mean) / 16
-	j.zeroes.Store(w.mean < zeroBelow)
 	j.publish(recs, buf)
 	w.off += int64(len(buf))
 	w.seg.end.Store(w.off)
@@ -277,6 +277,9 @@ func (j *Journal) writeSync(buf []byte, off int64) error {
 	if _, err := w.f.WriteAt(buf, off); err != nil {
 		return &writeError{w.seg.slot.name, err}
 	}
+	if err := j.warm(off + int64(len(buf))); err != nil {
+		return &writeError{w.seg.slot.name, err}
+	}
 	begin := time.Now()
 	if err := w.f.sync(); err != nil {
 		return &writeError{w.seg.slot.name, err}
@@ -293,6 +296,37 @@ func (j *Journal) writeSync(buf []byte, off int64) error {
 		j.o.ObserveSync(d)
 	}
 	return nil
+}
+
+const (
+	zeroBelow = 32 << 10  // mean size of a group below which zeros are written ahead
+	zeroAhead = 128 << 10 // how many
+)
+
+// warm writes zeros ahead of small groups. On ext4 and the like the first write to a reserved block changes the file's extents, and the sync of such a
+// group writes and flushes the file system's journal too, which for a small group costs more than the group. Groups behind the first then only overwrite.
+// For large groups the zeros would cost more. Files that were used before are warm already.
+func (j *Journal) warm(end int64) error {
+	w := &j.w
+	s := w.seg.slot
+	if end <= s.warm {
+		return nil
+	}
+	from := align(end, blockBytes)
+	to := from
+	if w.mean < zeroBelow {
+		to = min(align(from+zeroAhead, zeroAhead), s.size)
+	}
+	s.warm = max(end, to)
+	if to <= from {
+		return nil
+	}
+	if w.zeros == nil {
+		w.zeros = make([]byte, 2*zeroAhead)
+	}
+	j.wrote(from, int(to-from))
+	_, err := w.f.WriteAt(w.zeros[:to-from], from)
+	return err
 }
 
 // publish makes records that are durable now visible to readers.

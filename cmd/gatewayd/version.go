@@ -69,12 +69,6 @@ func (b build) String() string {
 // versionString is the version alone.
 func versionString() string { return readBuild().Version }
 
-// buildTime is a time before which no clock can be right; zero when unknown.
-func buildTime() time.Time { return readBuild().Built }
-
-// product is how the hub's operators see what connects.
-func product() string { return "gatewayd/" + versionString() }
-
 func newVersionCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{

@@ -123,6 +123,8 @@ type Downstream struct {
 	MQTT   []MQTT
 	HTTP   []HTTP
 	Broker []Broker
+	Exec   []Exec
+	Socket []Socket
 }
 
 // MQTT is one MQTT listener.
@@ -154,9 +156,40 @@ func (t ListenTLS) Enabled() bool { return t.Cert != "" }
 
 // Broker is an MQTT 5 broker that gatewayd subscribes to.
 type Broker struct {
-	URL       string // mqtt:// or mqtts://, with port
-	ClientID  string
-	Subscribe []string
+	URL            string // mqtt:// or mqtts://, with port
+	ClientID       string
+	Subscribe      []string // topic filters, also $share/group/filter
+	Username       string   // "" = none
+	PasswordFile   string   // absolute, existed at load; "" = none
+	TLS            BrokerTLS
+	ReceiveMaximum int           // unacknowledged messages, 1 to 10000
+	SessionExpiry  time.Duration // how long the broker keeps messages while gatewayd is away; whole seconds
+	LocalTopics    bool          // what comes from the cloud is published to this broker too
+}
+
+// BrokerTLS holds absolute paths that existed at load. CA is believed instead
+// of the system's roots. Cert and Key are both set or both empty.
+type BrokerTLS struct {
+	CA, Cert, Key string
+}
+
+// Exec is a program that gatewayd starts and reads messages from.
+type Exec struct {
+	Name     string            // unique among programs and sockets
+	Command  []string          // the program, absolute or a name to look up in PATH, and its arguments
+	Dir      string            // absolute; where it runs
+	Env      map[string]string // beside PATH, HOME, LANG, TZ, TMPDIR and USER
+	MaxLine  int               // bytes of one line
+	InFlight int               // messages without an answer
+}
+
+// Socket is a unix socket on which programs hand in messages.
+type Socket struct {
+	Name           string
+	Listen         Address // of network unix
+	MaxConnections int
+	MaxLine        int
+	InFlight       int // per connection
 }
 
 // Route decides over readings whose local topic matches.
@@ -168,9 +201,33 @@ type Route struct {
 	ContentType     string            // "" = none
 	ContentEncoding string            // "" = none
 	Output          string            // module output; "" = none
+	Filter          string            // jq program: false or null = the reading is not wanted; "" = none
+	Transform       string            // jq program: its result becomes the body; "" = none
+	Set             map[string]string // jq programs by the property that they give
+	OnError         string            // what becomes of a reading for which a program fails: OnErrorSetAside, ...
+	Compress        string            // "" or "gzip"
+	OnlyChanges     OnlyChanges
 	Pack            Pack
 	MaxAge          time.Duration // 0 = the identity's
 	Priority        int           // 0 to 9, higher first
+}
+
+// What becomes of a reading for which a route's program fails.
+const (
+	OnErrorSetAside = "set-aside" // kept in the queue, out of the way
+	OnErrorDrop     = "drop"
+	OnErrorPass     = "pass" // sent as it came
+)
+
+// OnlyChanges lets a reading pass only when it differs from the last one of its
+// topic that passed.
+type OnlyChanges struct {
+	// Deadband is how far a number may move without being a change, in every
+	// field. With Deadbands only the fields named there count.
+	Deadband    float64
+	Deadbands   map[string]float64 // by the path of the field: temperature, motor.speed
+	MinInterval time.Duration      // changes are sent at most this often
+	MaxInterval time.Duration      // without a change a reading is sent this often; 0 = all pass
 }
 
 // Pack says how several readings become one hub message.
@@ -241,6 +298,7 @@ func defaultRoute() Route {
 	return Route{
 		ContentType:     "application/json",
 		ContentEncoding: "utf-8",
+		OnError:         OnErrorSetAside,
 		Pack:            Pack{MaxDelay: time.Second},
 	}
 }

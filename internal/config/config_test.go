@@ -164,14 +164,36 @@ func TestEveryKeyIsHonoured(t *testing.T) {
 				{Listen: tcp("127.0.0.1:8080")},
 				{Listen: Address{"tcp", ":8443", true}, TLS: server, TokenFile: file("token")},
 			},
+			Broker: []Broker{
+				{URL: "mqtt://127.0.0.1:1884", ClientID: "gatewayd", Subscribe: []string{"factory/#"}, ReceiveMaximum: 1000, SessionExpiry: 24 * time.Hour},
+				{
+					URL: "mqtts://broker.example.com:8883", ClientID: "gw-1", Subscribe: []string{"$share/gateways/factory/#", "a/+"},
+					Username: "gw", PasswordFile: file("token"), TLS: BrokerTLS{file("ca.pem"), file("server.pem"), file("server.key")},
+					ReceiveMaximum: 10, SessionExpiry: time.Hour, LocalTopics: true,
+				},
+			},
+			Exec: []Exec{
+				{Name: "modbus", Command: []string{"python3", "-u", "modbus.py"}, Dir: dir, Env: map[string]string{}, MaxLine: 512 << 10, InFlight: 1000},
+				{Name: "opc", Command: []string{file("token"), "x"}, Dir: dir + "/files", Env: map[string]string{"A": "b"}, MaxLine: 4 << 10, InFlight: 5},
+			},
+			Socket: []Socket{
+				{Name: "sources.sock", Listen: Address{Network: "unix", Address: "/run/gatewayd/sources.sock"}, MaxConnections: 100, MaxLine: 512 << 10, InFlight: 1000},
+				{Name: "s", Listen: Address{Network: "unix", Address: "/run/gatewayd/s.sock"}, MaxConnections: 3, MaxLine: 1 << 20, InFlight: 7},
+			},
 		},
 		Routes: []Route{{
 			Name: "routes[0]", Match: "sensors/+/+/#", To: "press-{2}.filter",
 			Properties:      map[string]string{"sensor": "{1}", "rest": "a{3}b{c}", "n": "5"},
-			ContentEncoding: "utf-8", Pack: Pack{MaxDelay: time.Second}, MaxAge: time.Hour, Priority: 9,
+			ContentEncoding: "utf-8", Set: map[string]string{}, OnError: "set-aside", Pack: Pack{MaxDelay: time.Second}, MaxAge: time.Hour, Priority: 9,
 		}, {
 			Name: "routes[1]", Match: "out", To: "press-8.filter", Properties: map[string]string{},
 			ContentType: "application/json", ContentEncoding: "utf-8", Output: "alarms", Pack: Pack{MaxDelay: time.Second},
+			Filter: ".level > 2", Transform: "{level, topic: $topic}", Set: map[string]string{"level": ".level"}, OnError: "pass", Compress: "gzip",
+			OnlyChanges: OnlyChanges{Deadbands: map[string]float64{"level": 0.5, "m.s": 1}, MinInterval: time.Second, MaxInterval: 10 * time.Minute},
+		}, {
+			Name: "routes[2]", Match: "in", To: "press", Properties: map[string]string{}, ContentType: "application/json", ContentEncoding: "utf-8",
+			Set: map[string]string{}, OnError: "set-aside", Pack: Pack{MaxDelay: time.Second},
+			OnlyChanges: OnlyChanges{Deadband: 2, MaxInterval: time.Minute},
 		}},
 		Queue: Journal{SyncInterval: 20 * time.Millisecond, MaxBytes: 2 << 30, SegmentBytes: 1 << 20, SetAsideAfter: 9},
 		Log:   Log{Level: "debug", Format: "json"},

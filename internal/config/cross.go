@@ -20,7 +20,8 @@ func (d *decoder) cross(c *Config) {
 	if q := c.Queue; q.MaxBytes > 0 && q.MaxBytes < 2*q.SegmentBytes {
 		d.report("queue.max_bytes", "%s is less than two segments of segment_bytes (%s)", sizeString(q.MaxBytes), sizeString(q.SegmentBytes))
 	}
-	if len(c.Downstream.MQTT)+len(c.Downstream.HTTP)+len(c.Downstream.Broker) == 0 && d.ok("downstream") {
+	d.sources(&c.Downstream)
+	if c.Downstream.empty() && d.ok("downstream") {
 		d.warn("downstream", "has no listener: no reading can arrive")
 	}
 	if len(c.Routes) == 0 && d.ok("routes") {
@@ -146,6 +147,9 @@ func (d *decoder) listeners(c *Config) {
 	}
 	for i := range c.Downstream.HTTP {
 		look(item("downstream.http", i)+".listen", c.Downstream.HTTP[i].Listen)
+	}
+	for i := range c.Downstream.Socket {
+		look(item("downstream.socket", i)+".listen", c.Downstream.Socket[i].Listen)
 	}
 	if c.Admin.Listen.Enabled() && !c.Admin.Listen.Local() {
 		d.warn("admin.listen", "%s can be reached from other machines: the page shows identities and topics to everybody", c.Admin.Listen)

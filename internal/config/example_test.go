@@ -45,8 +45,8 @@ func TestExampleShowsEveryKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	asked := map[string]bool{}
-	call := regexp.MustCompile(`\.(?:text|texts|choice|file|boolean|whole|rate|size|sizeOrOff|duration|address|object|list|take)\("([a-z0-9_]+)"`)
-	for _, name := range []string{"sections.go", "local.go"} {
+	call := regexp.MustCompile(`\.(?:text|texts|choice|file|boolean|whole|number|rate|size|sizeOrOff|duration|address|object|list|take)\("([a-z0-9_]+)"`)
+	for _, name := range []string{"sections.go", "local.go", "sources.go", "programs.go"} {
 		src, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)

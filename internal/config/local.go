@@ -2,7 +2,6 @@ package config
 
 import (
 	"math"
-	"net/url"
 	"regexp"
 	"strconv"
 	"strings"
@@ -17,14 +16,9 @@ func item(path string, i int) string { return path + "[" + strconv.Itoa(i) + "]"
 func (d *decoder) downstream(o *object, down *Downstream) {
 	o.list("mqtt", func(n *yaml.Node, path string) { down.MQTT = append(down.MQTT, d.mqtt(n, path)) })
 	o.list("http", func(n *yaml.Node, path string) { down.HTTP = append(down.HTTP, d.http(n, path)) })
-	if o.has("broker") {
-		o.list("broker", func(n *yaml.Node, path string) { down.Broker = append(down.Broker, d.broker(n, path)) })
-		if len(down.Broker) > 0 {
-			o.refuse("broker", "")
-		}
-	} else {
-		o.known = append(o.known, "broker")
-	}
+	o.list("broker", func(n *yaml.Node, path string) { down.Broker = append(down.Broker, d.broker(n, path)) })
+	o.list("exec", func(n *yaml.Node, path string) { down.Exec = append(down.Exec, d.exec(n, path)) })
+	o.list("socket", func(n *yaml.Node, path string) { down.Socket = append(down.Socket, d.socket(n, path)) })
 	o.finish()
 }
 
@@ -87,31 +81,6 @@ func (o *object) listen(a *Address, t *ListenTLS) {
 	}
 }
 
-func (d *decoder) broker(n *yaml.Node, path string) Broker {
-	o := d.object(n, path)
-	b := Broker{ClientID: "gatewayd"}
-	o.text("url", &b.URL)
-	o.text("client_id", &b.ClientID)
-	b.Subscribe = o.texts("subscribe")
-	o.finish()
-	if o.broken {
-		return b
-	}
-	u, err := url.Parse(b.URL)
-	if err != nil || u.Scheme != "mqtt" && u.Scheme != "mqtts" || u.User != nil || hostPort(u.Host, 1) != nil {
-		d.report(o.child("url"), "is not mqtt://host:port or mqtts://host:port")
-	}
-	if len(b.Subscribe) == 0 {
-		d.report(o.child("subscribe"), "is missing or empty: nothing would come from this broker")
-	}
-	for i, f := range b.Subscribe {
-		if f != "" && !validFilter(f) {
-			d.report(item(o.child("subscribe"), i), "%s is not a topic filter", quote(f))
-		}
-	}
-	return b
-}
-
 func (d *decoder) route(n *yaml.Node, path string) Route {
 	o := d.object(n, path)
 	r := defaultRoute()
@@ -122,6 +91,11 @@ func (d *decoder) route(n *yaml.Node, path string) Route {
 	o.text("content_type", &r.ContentType)
 	o.text("content_encoding", &r.ContentEncoding)
 	o.text("output", &r.Output)
+	o.programs(&r)
+	if o.text("compress", &r.Compress); r.Compress != "" && r.Compress != "gzip" {
+		d.report(o.child("compress"), "%s is not gzip", quote(r.Compress))
+	}
+	o.onlyChanges(&r.OnlyChanges)
 	p := o.object("pack")
 	p.sizeOrOff("max_bytes", &r.Pack.MaxBytes, 256, 256<<10)
 	p.duration("max_delay", &r.Pack.MaxDelay, time.Millisecond, time.Hour)
@@ -163,17 +137,26 @@ func (o *object) properties(r *Route) {
 		if !ok {
 			continue
 		}
-		switch low := strings.ToLower(k.Value); {
-		case k.Value == "" || len(k.Value) > 128 || !printable(k.Value):
-			d.report(at, "a property needs a name of 1 to 128 printable characters")
-		case strings.HasPrefix(k.Value, "$.") || strings.HasPrefix(low, "iothub-"):
-			d.report(at, "names that start with $. or iothub- belong to the hub")
+		switch reason := checkProperty(k.Value); {
+		case reason != "":
+			d.report(at, "%s", reason)
 		case !printable(s):
 			d.report(at, "%s holds a control character or too many", quote(s))
 		default:
 			r.Properties[k.Value] = s
 		}
 	}
+}
+
+// checkProperty tells what is wrong with the name of a property, or "".
+func checkProperty(key string) string {
+	switch {
+	case key == "" || len(key) > 128 || !printable(key):
+		return "a property needs a name of 1 to 128 printable characters"
+	case strings.HasPrefix(key, "$.") || strings.HasPrefix(strings.ToLower(key), "iothub-"):
+		return "names that start with $. or iothub- belong to the hub"
+	}
+	return ""
 }
 
 func printable(s string) bool {

@@ -12,7 +12,6 @@ func unbuilt(key string) bool {
 		"hub.proxy",
 		"hub.keepalive=auto",
 		"hub.send_rate",
-		"downstream.broker",
 		"routes[].pack.max_bytes":
 		return true
 	}

@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -43,7 +45,8 @@ type plant struct {
 	ca    *certtest.CA
 	hub   *hubtest.Hub
 	names []string
-	mqtt  string // address
+	files map[string][2]string // certificate and key of a name, when not name.pem and name.key
+	mqtt  string               // address
 	http  string
 	admin string
 }
@@ -80,12 +83,20 @@ func (s *plant) writeConfig(more string) {
 	}
 	b += "identities:\n"
 	for _, name := range s.names {
-		b += fmt.Sprintf("  - connection_string: HostName=%s;DeviceId=%s;x509=true\n    address: %s\n    certificate: {cert: %s.pem, key: %s.key}\n",
-			s.hub.HostName(), name, s.hub.Addr(), name, name)
+		cert, key := s.certificate(name)
+		b += fmt.Sprintf("  - connection_string: HostName=%s;DeviceId=%s;x509=true\n    address: %s\n    certificate: {cert: %s, key: %s}\n",
+			s.hub.HostName(), name, s.hub.Addr(), cert, key)
 	}
 	b += fmt.Sprintf("downstream:\n  mqtt: [{listen: %q}]\n  http: [{listen: %q}]\nadmin: {listen: %q}\n", s.mqtt, s.http, s.admin)
 	b += "routes:\n  - {match: sensors/+/+, to: \"{1}\", properties: {sensor: \"{2}\"}}\n"
 	s.write("config.yaml", b)
+}
+
+func (s *plant) certificate(name string) (cert, key string) {
+	if f, ok := s.files[name]; ok {
+		return f[0], f[1]
+	}
+	return name + ".pem", name + ".key"
 }
 
 func (s *plant) write(name, text string) {
@@ -258,4 +269,9 @@ func (s *plant) exitCode(args ...string) (int, string) {
 		s.t.Fatal(err)
 	}
 	return cmd.ProcessState.ExitCode(), string(out)
+}
+
+func fingerprint(c *x509.Certificate) []byte {
+	sum := sha256.Sum256(c.Raw)
+	return sum[:]
 }

@@ -32,7 +32,7 @@ func parseMessage(body []byte) (h msgHead, ok bool) {
 	c := cursor{b: body}
 	cl := c.byte()
 	h.class = cl & msgClassMask
-	h.priority = h.class
+	h.priority = min(h.class, MaxPriority)
 	h.qid = uint32(c.uvarint())
 	h.seq = c.uvarint()
 	h.dt = c.varint()
@@ -47,7 +47,7 @@ func parseMessage(body []byte) (h msgHead, ok bool) {
 		c.bad = true
 	}
 	h.base, h.meta, h.payload = int(base), int(meta), c.b
-	return h, !c.bad && h.class < classes && h.seq > 0 && (h.priority <= MaxPriority || h.id == "") && h.from < classes
+	return h, !c.bad && h.class < classes && h.seq > 0 && h.priority <= MaxPriority && h.from < classes
 }
 
 // frameView decodes items out of one frame's bytes, header included. Every item is checked on every read.

@@ -278,6 +278,9 @@ func (j *Journal) Drop(identity string) error {
 	}
 	body := binary.AppendUvarint(nil, uint64(q.id))
 	return j.submitWait(context.Background(), &control{size: 64, encode: func(b *builder) { b.item(itemForgot, body) }, apply: func() {
+		q.mu.Lock()
+		q.forgotten = true
+		q.mu.Unlock()
 		j.mu.Lock()
 		defer j.mu.Unlock()
 		delete(j.byID, q.id)

@@ -20,25 +20,26 @@ type Queue struct {
 
 	fill sync.Mutex // serialises looking records up; held across reads
 
-	mu       sync.Mutex // guards what follows; never held across I/O
-	limits   Limits
-	lanes    [classes]*lane
-	next     uint64
-	stored   bool // has state on disk; also under j.mu
-	held     int64
-	msgs     int64
-	bytes    int64 // waiting
-	asides   int64
-	appended uint64
-	acked    uint64
-	drops    [len(dropReasons)]uint64
-	dirty    bool
-	gone     bool // dropped
-	oldest   [MaxPriority + 1]oldest
-	aging    bool // a message with a bound of its own was appended since start
-	failing  readFailure
-	failed   uint64
-	dropping [len(dropReasons)]time.Time // when drops of a reason were last reported
+	mu        sync.Mutex // guards what follows; never held across I/O
+	limits    Limits
+	lanes     [classes]*lane
+	next      uint64
+	stored    bool // has state on disk; also under j.mu
+	held      int64
+	msgs      int64
+	bytes     int64 // waiting
+	asides    int64
+	appended  uint64
+	acked     uint64
+	drops     [len(dropReasons)]uint64
+	dirty     bool
+	gone      bool // being dropped: takes nothing
+	forgotten bool // dropped: nothing about it is written any more
+	oldest    [MaxPriority + 1]oldest
+	aging     bool // a message with a bound of its own was appended since start
+	failing   readFailure
+	failed    uint64
+	dropping  [len(dropReasons)]time.Time // when drops of a reason were last reported
 }
 
 // oldest remembers the age of the head so that Stats need not read it again and again.

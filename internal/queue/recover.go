@@ -331,10 +331,11 @@ func (r *recovery) apply(g *segment, it *scanned) {
 		if qid := uint32(c.uvarint()); !c.bad {
 			delete(r.names, qid)
 			delete(r.states, qid)
+			delete(r.j.byID, qid)
 			r.forgot[qid] = true
 		}
 	case itemState:
-		if s, ok := parseState(it.body); ok {
+		if s, ok := parseState(it.body); ok && !r.forgot[s.qid] {
 			r.lost(s.qid, s.next)
 			r.states[s.qid] = &s
 		}
@@ -470,7 +471,9 @@ func (r *recovery) adopt(g *segment, qid uint32, class uint8, e extent) {
 func (r *recovery) queues() error {
 	j := r.j
 	for qid := range r.states {
-		r.queue(qid)
+		if r.names[qid] != "" || !r.whole {
+			r.queue(qid)
+		}
 	}
 	for qid := range r.names {
 		r.queue(qid)

@@ -201,8 +201,11 @@ func (j *Journal) writeGroup(recs []pend, ctl []*control, states []*Queue, est i
 	for _, q := range states {
 		q.mu.Lock()
 		q.dirty = false
-		body := q.stateLocked(nil)
+		body, forgotten := q.stateLocked(nil), q.forgotten
 		q.mu.Unlock()
+		if forgotten {
+			continue
+		}
 		if q.nameDue() {
 			j.nameQueue(q)
 		}

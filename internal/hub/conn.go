@@ -372,17 +372,34 @@ func (c *conn) await(ctx context.Context, limit time.Duration) error {
 	defer t.Stop()
 	select {
 	case code := <-c.connack:
-		if code != packet.Accepted {
-			return refusedError(code)
-		}
-		return nil
+		return accepted(code)
 	case <-c.dead:
-		return c.err
+		return c.refusal()
 	case <-t.C:
 		return errNoConnack
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// refusal is why a connection ended that was waiting for CONNACK: the code, when one
+// came before the end.
+func (c *conn) refusal() error {
+	select {
+	case code := <-c.connack:
+		if err := accepted(code); err != nil {
+			return err
+		}
+	default:
+	}
+	return c.err
+}
+
+func accepted(code byte) error {
+	if code != packet.Accepted {
+		return refusedError(code)
+	}
+	return nil
 }
 
 func poke(c chan struct{}) {

@@ -76,7 +76,11 @@ func TestRotationUnderLoadLosesAndDelaysNothing(t *testing.T) {
 		creds = append(creds, c)
 		r.store.offer(c)
 		r.await("committed", 10*time.Second, func() bool { return same(r.store.Current(), c) })
-		time.Sleep(5 * time.Millisecond)
+		serial := c.Leaf().SerialNumber.Text(16)
+		r.await("a message under the new certificate", 10*time.Second, func() bool {
+			all := r.hub.Messages()
+			return len(all) > 0 && all[len(all)-1].Serial == serial
+		})
 	}
 	n := stop()
 	r.drained()
@@ -140,7 +144,8 @@ func refusedCandidates(t *testing.T, version uint16) {
 	n := stop()
 	r.drained()
 	r.checkStream(n)
-	if s := r.box.longestSilence(); s > time.Second {
+	t.Logf("longest silence %s", r.box.longestSilence())
+	if s := r.box.longestSilence(); s > time.Second && !raceEnabled {
 		t.Errorf("the flow stopped for %s", s)
 	}
 	if st := r.s.Status(); st.State != StateConnected || st.TrialFault == nil {

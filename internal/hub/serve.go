@@ -95,7 +95,7 @@ func (s *Session) serve(ctx context.Context) ending {
 		case code := <-s.cut.connack():
 			s.answered(code)
 		case <-s.cut.dead():
-			s.cutFailed(classify(s.cut.next.err, StepConnect, s.cut.next.presented))
+			s.cutFailed(classify(s.cut.next.refusal(), StepConnect, s.cut.next.presented))
 		case <-s.alarm.fired():
 			s.alarm.rang()
 		}

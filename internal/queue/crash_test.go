@@ -118,6 +118,7 @@ func sealed(t *testing.T) (*world, map[string]*modelMessage) {
 // read returns what a journal on fs delivers.
 func (w *world) read(t *testing.T, all map[string]*modelMessage) map[string]bool {
 	t.Helper()
+	w.damaged = true
 	w.mustOpen()
 	got := map[string]bool{}
 	for name := range w.qs {

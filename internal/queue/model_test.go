@@ -27,6 +27,7 @@ type world struct {
 	rnd             func(n int) int
 	n               int
 	qs              map[string]*modelQueue
+	damaged         bool   // on purpose
 	compacted, torn uint64 // of the journals closed so far
 	last            string // what was done last, for messages
 }
@@ -73,6 +74,9 @@ func (w *world) open() error {
 		return err
 	}
 	w.j = j
+	if n := j.stats.Damaged; n > 0 && !w.damaged {
+		w.t.Fatalf("after %s: %d records are said to be damaged and nothing was", w.last, n)
+	}
 	return nil
 }
 

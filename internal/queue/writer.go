@@ -97,6 +97,10 @@ func (j *Journal) commit(last bool) {
 	if j.stopped() != nil && (j.spaceFreed.Swap(false) || time.Now().After(j.w.retryAt)) {
 		j.probe()
 	}
+	if err := j.stopped(); err != nil {
+		j.settle(recs, nil, nil, err)
+		recs = nil
+	}
 	for len(recs) > 0 || len(ctl) > 0 || len(states) > 0 {
 		n, err := j.commitGroup(recs, ctl, states)
 		if err != nil {
@@ -141,15 +145,6 @@ func (j *Journal) takeDirty() []*Queue {
 
 // commitGroup writes a first part of recs with all of ctl and states as one group and returns how many records went.
 func (j *Journal) commitGroup(recs []pend, ctl []*control, states []*Queue) (int, error) {
-	if len(recs) > 0 {
-		if err := j.stopped(); err != nil {
-			if len(ctl) == 0 && len(states) == 0 {
-				return 0, err
-			}
-			j.settle(recs, nil, nil, err)
-			recs = nil
-		}
-	}
 	est := int64(frameHeaderLen * 2)
 	for _, c := range ctl {
 		est += int64(c.size)
@@ -197,7 +192,7 @@ func (j *Journal) writeGroup(recs []pend, ctl []*control, states []*Queue, est i
 		return err
 	}
 	w.b.reset(w.seg.salt, w.group)
-	j.buildRecords(recs)
+	// States come first: they tell of what was published before this group.
 	for _, q := range states {
 		q.mu.Lock()
 		q.dirty = false
@@ -214,6 +209,7 @@ func (j *Journal) writeGroup(recs []pend, ctl []*control, states []*Queue, est i
 	for _, c := range ctl {
 		c.encode(w.b)
 	}
+	j.buildRecords(recs)
 	buf := w.b.finish(w.off)
 	if w.off+int64(len(buf)) > w.seg.slot.size {
 		return fmt.Errorf("group of %d bytes does not fit a segment of %d: %w", len(buf), w.seg.slot.size, ErrTooLarge)

@@ -1,0 +1,376 @@
+package queue
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+const childEnv = "GATEWAYD_QUEUE_CHILD" // the folder: this process is a child of a test
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(childEnv); dir != "" {
+		if err := child(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// child appends and delivers as fast as it can until it is killed. It says on its standard output "A queue seq crc" for what is acknowledged to a
+// sensor and "D queue seq id crc" before it acknowledges a delivery.
+func child(dir string) error {
+	j, err := Open(Options{Dir: dir, SegmentBytes: 1 << 20})
+	if err != nil {
+		return err
+	}
+	var mu sync.Mutex
+	say := func(format string, a ...any) {
+		line := fmt.Appendf(nil, format+"\n", a...)
+		mu.Lock()
+		defer mu.Unlock()
+		os.Stdout.Write(line)
+	}
+	for i := range 3 {
+		name := fmt.Sprint("device-", i)
+		q, err := j.Queue(name, Limits{})
+		if err != nil {
+			return err
+		}
+		go produce(q, name, say)
+		if i > 0 { // the first is never drained
+			go deliver(q, name, say)
+		}
+	}
+	return j.Run(context.Background())
+}
+
+func produce(q *Queue, name string, say func(string, ...any)) {
+	slots := make(chan struct{}, 40)
+	rnd := rand.New(rand.NewPCG(uint64(os.Getpid()), 0))
+	for i := 0; ; i++ {
+		p := make([]byte, 40+rnd.IntN(800))
+		for k := range p {
+			p[k] = byte(rnd.Uint32())
+		}
+		sum := crc32.ChecksumIEEE(p)
+		slots <- struct{}{}
+		err := q.Append(context.Background(), Message{Source: "s", Topic: fmt.Sprint("t/", i%7), Payload: p}, func(seq uint64, err error) {
+			if err == nil {
+				say("A %s %d %08x", name, seq, sum)
+			}
+			<-slots
+		})
+		if err != nil {
+			<-slots
+			time.Sleep(time.Millisecond)
+		}
+		if i%50 == 0 {
+			time.Sleep(time.Millisecond)
+		}
+	}
+}
+
+func deliver(q *Queue, name string, say func(string, ...any)) {
+	r := q.Reader()
+	for {
+		m, ok, err := r.Next()
+		if err != nil || !ok {
+			select {
+			case <-q.Ready():
+			case <-time.After(100 * time.Millisecond):
+			}
+			continue
+		}
+		say("D %s %d %s %08x", name, m.Seq, m.ID, crc32.ChecksumIEEE(m.Payload))
+		q.Ack(m.Seq)
+	}
+}
+
+// ledger is what the children said.
+type ledger struct {
+	t       *testing.T
+	acked   map[string]string // "queue seq" → crc
+	ids     map[string]string
+	got     map[string]bool
+	newest  map[string]uint64
+	resends int
+}
+
+func newLedger(t *testing.T) *ledger {
+	return &ledger{t: t, acked: map[string]string{}, ids: map[string]string{}, got: map[string]bool{}, newest: map[string]uint64{}}
+}
+
+func (l *ledger) line(s string) {
+	f := strings.Fields(s)
+	switch {
+	case len(f) == 4 && f[0] == "A":
+		k := f[1] + " " + f[2]
+		if l.acked[k] != "" {
+			l.t.Fatalf("%s was acknowledged twice", k)
+		}
+		l.acked[k] = f[3]
+	case len(f) == 5 && f[0] == "D":
+		var seq uint64
+		fmt.Sscan(f[2], &seq)
+		l.delivered(f[1], seq, f[3], f[4])
+	}
+}
+
+func (l *ledger) delivered(queue string, seq uint64, id, crc string) {
+	k := fmt.Sprint(queue, " ", seq)
+	if old := l.ids[k]; old != "" && old != id+crc {
+		l.t.Fatalf("%s was sent as %s and now as %s", k, old, id+crc)
+	}
+	l.ids[k] = id + crc
+	if l.got[k] {
+		l.resends++
+		return
+	}
+	l.got[k] = true
+	if seq < l.newest[queue] {
+		l.t.Fatalf("%s: first delivery of %d after %d", queue, seq, l.newest[queue])
+	}
+	l.newest[queue] = seq
+}
+
+// life runs a child for d and kills it.
+func (l *ledger) life(dir string, d time.Duration, wrap ...string) {
+	l.t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	args := append(wrap, exe)
+	c := exec.Command(args[0], args[1:]...)
+	c.Env = append(os.Environ(), childEnv+"="+dir)
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	var stderr strings.Builder
+	c.Stderr = &stderr
+	out, err := c.StdoutPipe()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		l.t.Fatal(err)
+	}
+	time.AfterFunc(d, func() { syscall.Kill(-c.Process.Pid, syscall.SIGKILL) })
+	s := bufio.NewReader(out)
+	for {
+		line, err := s.ReadString('\n')
+		if err != nil {
+			break // what is cut was never said
+		}
+		l.line(line)
+	}
+	c.Wait()
+	if stderr.Len() > 0 && len(wrap) == 0 {
+		l.t.Fatalf("child: %s", stderr.String())
+	}
+}
+
+// settle reads what is left and checks that nothing acknowledged is missing.
+func (l *ledger) settle(dir string) {
+	l.t.Helper()
+	j, err := Open(Options{Dir: dir})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer j.Close()
+	for _, name := range j.Identities() {
+		for _, m := range drain(l.t, mustQueue(l.t, j, name, Limits{})) {
+			l.delivered(name, m.Seq, m.ID, fmt.Sprintf("%08x", crc32.ChecksumIEEE(m.Payload)))
+		}
+	}
+	for k, crc := range l.acked {
+		if !strings.HasSuffix(l.ids[k], crc) {
+			l.t.Errorf("%s was acknowledged and is lost (have %q)", k, l.ids[k])
+		}
+	}
+	if len(l.acked) == 0 {
+		l.t.Error("nothing was acknowledged")
+	}
+	if n := j.Stats().Damaged; n != 0 {
+		l.t.Errorf("%d records damaged", n)
+	}
+	l.t.Logf("%d acknowledged, %d delivered, %d resends", len(l.acked), len(l.got), l.resends)
+}
+
+// TestKillNineUnderLoadLosesNothing kills a process under load again and again, 100 times, 1,000 with GATEWAYD_LONG.
+func TestKillNineUnderLoadLosesNothing(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "q")
+	l := newLedger(t)
+	lives := 100
+	if long() {
+		lives = 1000
+	}
+	for range lives {
+		l.life(dir, 30*time.Millisecond+rand.N(90*time.Millisecond))
+	}
+	l.settle(dir)
+}
+
+// TestSyncErrorsOfTheKernelLoseNothing lets strace fail every seventh fdatasync of a process under load, and kills it.
+func TestSyncErrorsOfTheKernelLoseNothing(t *testing.T) {
+	strace, err := exec.LookPath("strace")
+	if err != nil {
+		t.Skip("strace is not installed")
+	}
+	if out, err := exec.Command(strace, "-qq", "-o", "/dev/null", "true").CombinedOutput(); err != nil {
+		t.Skipf("strace may not trace here: %s", out)
+	}
+	dir := filepath.Join(t.TempDir(), "q")
+	l := newLedger(t)
+	for _, inject := range []string{"fdatasync:error=EIO:when=5+7", "fdatasync:error=EIO:when=9+1", "pwrite64:error=ENOSPC:when=20+9", "pwrite64:error=EIO:when=6+1", "fdatasync:delay_enter=100000:when=3+2"} {
+		l.life(dir, 1500*time.Millisecond, strace, "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync,pwrite64", "-e", "inject="+inject)
+	}
+	l.settle(dir)
+}
+
+// mounted mounts a file system of its own for the test.
+func mounted(t *testing.T, args ...string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if out, err := exec.Command("mount", append(args, dir)...).CombinedOutput(); err != nil {
+		t.Skipf("may not mount here: %s", out)
+	}
+	t.Cleanup(func() { exec.Command("umount", "-l", dir).Run() })
+	return dir
+}
+
+// TestFullFileSystemIsDrainedAndFilledAgain fills a tmpfs of 4 MiB, drains it, and fills it again, without a restart.
+func TestFullFileSystemIsDrainedAndFilledAgain(t *testing.T) {
+	dir := mounted(t, "-t", "tmpfs", "-o", "size=4m", "tmpfs")
+	var mu sync.Mutex
+	var kinds []EventKind
+	j, stop := start(t, Options{Dir: filepath.Join(dir, "q"), Report: func(e Event) {
+		mu.Lock()
+		defer mu.Unlock()
+		kinds = append(kinds, e.Kind)
+	}})
+	q := mustQueue(t, j, "press-7", Limits{})
+	fill := func() (n int) {
+		deadline := time.Now().Add(10 * time.Second)
+		for time.Now().Before(deadline) {
+			_, err := q.AppendWait(t.Context(), Message{Payload: make([]byte, 4000)})
+			if errors.Is(err, ErrDisk) {
+				return n
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			n++
+		}
+		t.Fatal("a file system of 4 MiB does not fill")
+		return 0
+	}
+	first := fill()
+	if first < 300 {
+		t.Errorf("only %d messages of 4,000 bytes fit 4 MiB", first)
+	}
+	for round := range 2 {
+		got := drain(t, q)
+		for _, m := range got {
+			q.Ack(m.Seq)
+		}
+		deadline := time.Now().Add(15 * time.Second)
+		for {
+			_, err := q.AppendWait(t.Context(), Message{Payload: make([]byte, 4000)})
+			if err == nil {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("round %d: %d messages drained, still %v; %+v", round, len(got), err, j.Stats())
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		if n := fill(); n < first/2 {
+			t.Errorf("round %d: only %d messages fit, %d at first", round, n, first)
+		}
+	}
+	want := q.Stats().Messages
+	stop()
+	mu.Lock()
+	if len(kinds) < 2 || kinds[0] != EventTrouble || kinds[1] != EventRecovered || len(kinds) > 12 {
+		t.Errorf("events: %v", kinds)
+	}
+	mu.Unlock()
+	j, _ = start(t, Options{Dir: filepath.Join(dir, "q")})
+	if got := drain(t, mustQueue(t, j, "press-7", Limits{})); int64(len(got)) != want {
+		t.Errorf("%d messages after a restart on the full disk, want %d", len(got), want)
+	}
+}
+
+// TestReadOnlyRemountIsReadAndRecovers: what is stored is read, appends are refused, and accepted again after the remount.
+func TestReadOnlyRemountIsReadAndRecovers(t *testing.T) {
+	dir := mounted(t, "-t", "tmpfs", "-o", "size=64m", "tmpfs")
+	remount := func(mode string) {
+		t.Helper()
+		if out, err := exec.Command("mount", "-o", "remount,"+mode, dir).CombinedOutput(); err != nil {
+			t.Fatalf("remount: %s", out)
+		}
+	}
+	o := Options{Dir: filepath.Join(dir, "q")}
+	j, stop := start(t, o)
+	for i := range 3 {
+		mustAppend(t, mustQueue(t, j, "press-7", Limits{}), Message{Payload: []byte{byte(i)}})
+	}
+	stop()
+	// Nothing may be open for writing at a remount, so it comes before the first append of the second life; the lock is opened by the first.
+	j, err := open(o, lockFreeFS{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	remount("ro")
+	ctx, cancel := context.WithCancel(context.Background())
+	ran := make(chan error, 1)
+	go func() { ran <- j.Run(ctx) }()
+	q := mustQueue(t, j, "press-7", Limits{})
+	if _, err := q.AppendWait(t.Context(), Message{}); !errors.Is(err, ErrDisk) {
+		t.Errorf("append: %v", err)
+	}
+	if s := j.Stats().Trouble; !strings.Contains(s, "read-only") {
+		t.Errorf("trouble: %q", s)
+	}
+	if got := drain(t, q); len(got) != 3 {
+		t.Errorf("%d messages", len(got))
+	}
+	q.Ack(1)
+	remount("rw")
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		if _, err := q.AppendWait(t.Context(), Message{Payload: []byte("new")}); err == nil {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	cancel()
+	if err := errors.Join(<-ran, j.Close()); err != nil {
+		t.Fatal(err)
+	}
+	j, _ = start(t, o)
+	if got := drain(t, mustQueue(t, j, "press-7", Limits{})); len(got) != 3 || got[0].Seq != 2 {
+		t.Errorf("got %+v", got)
+	}
+}
+
+// lockFreeFS keeps no file open for writing.
+type lockFreeFS struct{ osFS }
+
+func (lockFreeFS) lock(string) (io.Closer, error) { return io.NopCloser(nil), nil }

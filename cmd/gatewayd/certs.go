@@ -23,12 +23,14 @@ type certificate struct {
 	Report   *certstore.Report `json:"certificate"`
 	Problems []string          `json:"problems,omitempty"`
 	Warnings []string          `json:"warnings,omitempty"`
+
+	cred *certstore.Credential // nil with Report
 }
 
 // readCertificates reads every identity's files, once and without waiting.
 func readCertificates(cfg *config.Config, now time.Time) []certificate {
 	all := make([]certificate, len(cfg.Identities))
-	creds := make(map[string]*certstore.Credential)
+	creds := make(map[string]*certstore.Credential, len(all))
 	for i := range cfg.Identities {
 		id := &cfg.Identities[i]
 		c := &all[i]
@@ -42,7 +44,7 @@ func readCertificates(cfg *config.Config, now time.Time) []certificate {
 			r := certstore.Inspect(cred, wantedName(id), now)
 			c.Problems, c.Warnings = append(c.Problems, r.Problems...), append(c.Warnings, r.Warnings...)
 			r.Problems, r.Warnings = nil, nil
-			c.Report = &r
+			c.Report, c.cred = &r, cred
 		}
 		problems, warnings := certstore.InspectFiles(src)
 		c.Problems, c.Warnings = append(c.Problems, problems...), append(c.Warnings, warnings...)

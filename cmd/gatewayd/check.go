@@ -1,10 +1,13 @@
 package main
 
 import (
+	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -13,18 +16,20 @@ import (
 	"gatewayd/internal/certstore"
 	"gatewayd/internal/config"
 	"gatewayd/internal/downstream"
+	"gatewayd/internal/hub"
 )
 
 func newCheckCommand() *cobra.Command {
 	var file string
+	var connect bool
 	cmd := &cobra.Command{
 		Use:   "check -c FILE",
 		Short: "Say everything that is wrong with a configuration and its certificates",
 		Long: `Say everything that is wrong with a configuration and its certificates.
 
-Nothing is started, bound or written. Each problem is one line on the standard
-error with file, key path and reason; exit code 0 means that there is none, 2
-that there is one.`,
+Nothing is started, bound or written, and nothing is sent without --connect.
+Each problem is one line on the standard error with file, key path and reason;
+exit code 0 means that there is none, 2 that there is one.`,
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := loadConfig(file)
@@ -32,10 +37,18 @@ that there is one.`,
 				return err
 			}
 			c := checker{cfg: cfg, file: file, out: cmd.OutOrStdout()}
-			return c.run(time.Now())
+			certs := c.certificates(time.Now())
+			c.trust()
+			c.local()
+			if connect {
+				c.connect(cmd.Context(), certs)
+			}
+			return c.verdict()
 		},
 	}
 	addConfigFlag(cmd, &file)
+	cmd.Flags().BoolVar(&connect, "connect", false,
+		"also connect to the hub as each identity; a gatewayd that is connected as it is cut off for a moment")
 	return cmd
 }
 
@@ -51,16 +64,20 @@ func (c *checker) problem(path, reason string) {
 	c.problems = append(c.problems, errors.New(config.Problem{File: c.file, Path: path, Reason: reason}.String()))
 }
 
-func (c *checker) run(now time.Time) error {
-	for i, cert := range readCertificates(c.cfg, now) {
+// certificates reads and describes what every identity has.
+func (c *checker) certificates(now time.Time) []certificate {
+	all := readCertificates(c.cfg, now)
+	for i, cert := range all {
 		path := fmt.Sprintf("identities[%d].certificate", i)
 		for _, p := range cert.Problems {
 			c.problem(path, p)
 		}
 		describe(c.out, cert, path)
 	}
-	c.trust()
-	c.local()
+	return all
+}
+
+func (c *checker) verdict() error {
 	for _, w := range c.cfg.Warnings {
 		// What is missing of a certificate was said by reading it.
 		if !strings.Contains(w.Path, "].certificate.") {
@@ -72,6 +89,55 @@ func (c *checker) run(now time.Time) error {
 	}
 	fmt.Fprintf(c.out, "%s: ok\n", c.file)
 	return nil
+}
+
+// atOnce is how many identities are tried at the same time: a hub that cannot
+// be reached costs each of them a long wait.
+const atOnce = 8
+
+// connect tries the way to the hub as each identity whose certificate is
+// without a problem.
+func (c *checker) connect(ctx context.Context, certs []certificate) {
+	results := make([]hub.ProbeResult, len(certs))
+	skipped := make([]string, len(certs))
+	var wg sync.WaitGroup
+	free := make(chan struct{}, atOnce)
+	for i := range certs {
+		id := &c.cfg.Identities[i]
+		pool, err := certstore.LoadRoots(id.Hub.Trust, id.Hub.SystemRoots)
+		switch {
+		case len(certs[i].Problems) > 0:
+			skipped[i] = "its certificate has problems"
+			continue
+		case err != nil:
+			skipped[i] = "its roots have problems"
+			continue
+		}
+		free <- struct{}{}
+		wg.Go(func() {
+			cfg := sessionConfig(*id, certstore.WallClock(), func() *x509.CertPool { return pool }, c.cfg.Queue.SetAsideAfter)
+			results[i] = hub.Probe(ctx, cfg, certs[i].cred)
+			<-free
+		})
+	}
+	wg.Wait()
+	for i, r := range results {
+		path := fmt.Sprintf("identities[%d]", i)
+		if skipped[i] != "" {
+			fmt.Fprintf(c.out, "%s: not tried, %s\n", certs[i].Identity, skipped[i])
+			continue
+		}
+		for _, s := range r.Steps {
+			fmt.Fprintf(c.out, "%s: %s: %s (%s)\n", certs[i].Identity, s.Step, s.Detail, s.Took.Round(time.Millisecond))
+		}
+		if f := r.Fault; f != nil {
+			reason := "cannot connect: " + f.Error()
+			if f.Hint != "" {
+				reason += "; " + f.Hint
+			}
+			c.problem(path, reason)
+		}
+	}
 }
 
 // trust reads the root files, each different set once.

@@ -1,18 +1,22 @@
 package main
 
 import (
+	"context"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	pkcs12 "software.sslmate.com/src/go-pkcs12"
 
 	"gatewayd/internal/certstore/certtest"
+	"gatewayd/internal/hub/hubtest"
 )
 
 // site is a folder with a configuration of one identity, press-7, and its
@@ -244,5 +248,68 @@ func TestCertsListsGoodAndBad(t *testing.T) {
 	key, _ := os.ReadFile(s.path("press-7.key"))
 	if body := strings.Split(string(key), "\n")[1]; strings.Contains(out, body) {
 		t.Error("the key shows")
+	}
+}
+
+// check --connect against a stand-in hub that knows press-7 and nobody else.
+func TestCheckConnectTriesEachIdentity(t *testing.T) {
+	s := newSite(t)
+	h, err := hubtest.New(hubtest.Options{ClientCAs: []*x509.Certificate{s.ca.Cert}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.AddDevice(hubtest.Device{DeviceID: "press-7"}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := h.Run(ctx); err != nil {
+			t.Errorf("hub: %v", err)
+		}
+	})
+	defer running.Wait()
+	defer cancel()
+
+	pair, err := s.ca.Issue(certtest.Leaf{CN: "press-8"})
+	if err == nil {
+		err = pair.Write(s.path("press-8.pem"), s.path("press-8.key"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.write("hub-ca.pem", string(h.ServerCAPEM()))
+	identity := func(id, address string) string {
+		return fmt.Sprintf(`  - connection_string: HostName=%s;DeviceId=%s;x509=true
+    certificate: {cert: %s.pem, key: %s.key}
+    address: %s
+`, hubtest.DefaultHostName, id, id, id, address)
+	}
+	head := "hub: {trust: [hub-ca.pem], system_roots: false}\nidentities:\n"
+	try := func(text string) (string, error) {
+		s.write("config.yaml", text)
+		out, _, err := execute(t, newCheckCommand(), "", "-c", s.path("config.yaml"), "--connect")
+		return out, err
+	}
+
+	out, err := try(head + identity("press-7", h.Addr()))
+	if err != nil || !strings.Contains(out, "press-7: session: the hub answers") {
+		t.Errorf("%v\n%s", err, out)
+	}
+
+	out, err = try(head + identity("press-7", h.Addr()) + identity("press-8", h.Addr()))
+	wantUsage(t, err, "config.yaml: identities[1]: cannot connect: connect: ")
+	if strings.Contains(fmt.Sprint(err), "identities[0]") || !strings.Contains(out, "press-7: session: the hub answers") {
+		t.Errorf("press-8's refusal reached press-7: %v\n%s", err, out)
+	}
+
+	os.Remove(s.path("press-8.key"))
+	out, err = try(head + identity("press-8", h.Addr()))
+	wantUsage(t, err, "identities[0].certificate: ")
+	if !strings.Contains(out, "press-8: not tried") {
+		t.Errorf("got %s", out)
+	}
+	if got := h.Messages(); len(got) != 0 {
+		t.Errorf("check sent %d messages", len(got))
 	}
 }

@@ -95,6 +95,11 @@ func (r *rig) run() (stop func()) {
 	r.open()
 	r.watcher = NewWatcher(WatcherOptions{PollOnly: r.pollOnly, Poll: r.poll, Log: r.o.Log})
 	r.watcher.Add(r.store)
+	return r.runWatcher()
+}
+
+func (r *rig) runWatcher() (stop func()) {
+	r.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.watcher.Run(ctx) }()

@@ -85,7 +85,14 @@ func pinned(path string, points map[string]bool) string {
 		return ""
 	}
 	var st syscall.Stat_t
-	if err := syscall.Stat(real, &st); err == nil && st.Nlink == 0 {
+	if err := syscall.Stat(real, &st); err != nil {
+		return ""
+	}
+	return pinnedText(path, uint64(st.Nlink))
+}
+
+func pinnedText(path string, names uint64) string {
+	if names == 0 {
 		return path + " is a mounted file whose original was replaced: renewals cannot be seen until a restart; mount its folder instead"
 	}
 	return path + " is a mounted file: a renewal by rename will not be seen; mount its folder instead"

@@ -1,0 +1,449 @@
+package certstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"gatewayd/internal/certstore/certtest"
+
+	"github.com/fsnotify/fsnotify"
+	"go.uber.org/zap"
+)
+
+// layout is a way in which certificate files are laid out and replaced.
+type layout struct {
+	name    string
+	prepare func(r *rig, p *certtest.Pair) // before the store opens
+	replace func(r *rig, p *certtest.Pair, round int)
+}
+
+func swapFolder(r *rig, p *certtest.Pair, round int) {
+	dir := filepath.Dir(r.src.Cert)
+	fresh := fmt.Sprintf("%s.fresh%d", dir, round)
+	must(r.t, os.MkdirAll(fresh, 0o700))
+	must(r.t, p.Write(filepath.Join(fresh, "tls.crt"), filepath.Join(fresh, "tls.key")))
+	must(r.t, os.Rename(dir, fmt.Sprintf("%s.old%d", dir, round)))
+	must(r.t, os.Rename(fresh, dir))
+}
+
+// dataSwap is what the kubelet does for mounted secrets.
+func dataSwap(r *rig, p *certtest.Pair, round int) {
+	dir := filepath.Dir(r.src.Cert)
+	version := fmt.Sprintf("..2026_%d", round)
+	must(r.t, os.MkdirAll(filepath.Join(dir, version), 0o700))
+	must(r.t, os.WriteFile(filepath.Join(dir, version, "tls.crt"), p.CertPEM, 0o600))
+	must(r.t, os.WriteFile(filepath.Join(dir, version, "tls.key"), p.KeyPEM, 0o600))
+	old, _ := os.Readlink(filepath.Join(dir, "..data"))
+	must(r.t, os.Symlink(version, filepath.Join(dir, "..data_tmp")))
+	must(r.t, os.Rename(filepath.Join(dir, "..data_tmp"), filepath.Join(dir, "..data")))
+	if old != "" {
+		must(r.t, os.RemoveAll(filepath.Join(dir, old)))
+	}
+}
+
+func relink(t testing.TB, target, path string) {
+	t.Helper()
+	must(t, os.Symlink(target, path+".tmp"))
+	must(t, os.Rename(path+".tmp", path))
+}
+
+func layouts() []layout {
+	inFolder := func(r *rig) {
+		dir := filepath.Join(r.dir, "certs")
+		must(r.t, os.MkdirAll(dir, 0o700))
+		r.src = Source{Cert: filepath.Join(dir, "tls.crt"), Key: filepath.Join(dir, "tls.key")}
+	}
+	plain := func(r *rig, p *certtest.Pair) {
+		inFolder(r)
+		must(r.t, p.Write(r.src.Cert, r.src.Key))
+	}
+	archive := func(r *rig, round int) (string, string) {
+		dir := filepath.Join(r.dir, "archive")
+		must(r.t, os.MkdirAll(dir, 0o700))
+		return filepath.Join(dir, fmt.Sprintf("cert%d.pem", round)), filepath.Join(dir, fmt.Sprintf("key%d.pem", round))
+	}
+	linked := func(r *rig, p *certtest.Pair) {
+		inFolder(r)
+		cert, key := archive(r, 0)
+		must(r.t, p.Write(cert, key))
+		must(r.t, os.Symlink(cert, r.src.Cert))
+		must(r.t, os.Symlink(key, r.src.Key))
+	}
+	return []layout{
+		{"rename over, key first", plain, func(r *rig, p *certtest.Pair, _ int) { must(r.t, p.Write(r.src.Cert, r.src.Key)) }},
+		{"rename over, certificate first", plain, func(r *rig, p *certtest.Pair, _ int) {
+			must(r.t, os.WriteFile(r.src.Cert+".t", p.CertPEM, 0o600))
+			must(r.t, os.Rename(r.src.Cert+".t", r.src.Cert))
+			must(r.t, os.WriteFile(r.src.Key+".t", p.KeyPEM, 0o600))
+			must(r.t, os.Rename(r.src.Key+".t", r.src.Key))
+		}},
+		{"in place", plain, func(r *rig, p *certtest.Pair, _ int) { r.write(r.src.Cert, p.CertPEM); r.write(r.src.Key, p.KeyPEM) }},
+		{"in place, slowly", plain, func(r *rig, p *certtest.Pair, _ int) {
+			drip(r.t, r.src.Cert, p.CertPEM)
+			drip(r.t, r.src.Key, p.KeyPEM)
+		}},
+		{"removed, then written", plain, func(r *rig, p *certtest.Pair, _ int) {
+			must(r.t, os.Remove(r.src.Cert))
+			must(r.t, os.Remove(r.src.Key))
+			time.Sleep(400 * time.Millisecond)
+			must(r.t, p.Write(r.src.Cert, r.src.Key))
+		}},
+		{"..data swap", func(r *rig, p *certtest.Pair) {
+			inFolder(r)
+			dataSwap(r, p, 0)
+			must(r.t, os.Symlink("..data/tls.crt", r.src.Cert))
+			must(r.t, os.Symlink("..data/tls.key", r.src.Key))
+		}, dataSwap},
+		{"links re-pointed", linked, func(r *rig, p *certtest.Pair, round int) {
+			cert, key := archive(r, round)
+			must(r.t, p.Write(cert, key))
+			relink(r.t, cert, r.src.Cert)
+			relink(r.t, key, r.src.Key)
+		}},
+		{"target of the links rewritten", linked, func(r *rig, p *certtest.Pair, _ int) {
+			cert, key := archive(r, 0)
+			must(r.t, p.Write(cert, key))
+		}},
+		{"link above the folder re-pointed", func(r *rig, p *certtest.Pair) {
+			must(r.t, os.MkdirAll(filepath.Join(r.dir, "v0", "certs"), 0o700))
+			must(r.t, os.Symlink("v0", filepath.Join(r.dir, "live")))
+			dir := filepath.Join(r.dir, "live", "certs")
+			r.src = Source{Cert: filepath.Join(dir, "tls.crt"), Key: filepath.Join(dir, "tls.key")}
+			must(r.t, p.Write(r.src.Cert, r.src.Key))
+		}, func(r *rig, p *certtest.Pair, round int) {
+			v := fmt.Sprintf("v%d", round)
+			dir := filepath.Join(r.dir, v, "certs")
+			must(r.t, os.MkdirAll(dir, 0o700))
+			must(r.t, p.Write(filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")))
+			relink(r.t, v, filepath.Join(r.dir, "live"))
+		}},
+		{"folder replaced", plain, swapFolder},
+		{"folder removed and made again", plain, func(r *rig, p *certtest.Pair, _ int) {
+			dir := filepath.Dir(r.src.Cert)
+			must(r.t, os.RemoveAll(dir))
+			time.Sleep(300 * time.Millisecond)
+			must(r.t, os.MkdirAll(dir, 0o700))
+			must(r.t, p.Write(r.src.Cert, r.src.Key))
+		}},
+	}
+}
+
+// drip writes a file in place in small pieces, as scp over a bad link does.
+func drip(t testing.TB, path string, data []byte) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC, 0)
+	must(t, err)
+	for len(data) > 0 {
+		n := min(len(data), 200)
+		_, err := f.Write(data[:n])
+		must(t, err)
+		data = data[n:]
+		time.Sleep(20 * time.Millisecond)
+	}
+	must(t, f.Close())
+}
+
+// TestEventsAloneSeeEveryReplacement has no poll to help: each way of replacing must be seen, the third time too.
+func TestEventsAloneSeeEveryReplacement(t *testing.T) {
+	for _, l := range layouts() {
+		t.Run(l.name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			r.poll = time.Hour
+			first := r.issue(certtest.Leaf{})
+			l.prepare(r, first)
+			r.o.Source = r.src
+			r.run()
+			r.wantCurrent(r.cred(first))
+			eventually(t, "watching", func() bool { return r.store.Status().Watch == "events" })
+			for round := 1; round <= 3; round++ {
+				p := r.issue(certtest.Leaf{})
+				l.replace(r, p, round)
+				r.eventuallyCandidate(r.cred(p))
+				r.store.Commit(r.cred(p), 0)
+			}
+		})
+	}
+}
+
+// TestPollAloneSeesEveryReplacement stands for file systems that raise no events.
+func TestPollAloneSeesEveryReplacement(t *testing.T) {
+	for _, l := range layouts() {
+		t.Run(l.name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			r.pollOnly, r.poll = true, 100*time.Millisecond
+			first := r.issue(certtest.Leaf{})
+			l.prepare(r, first)
+			r.o.Source = r.src
+			r.run()
+			p := r.issue(certtest.Leaf{})
+			l.replace(r, p, 1)
+			r.eventuallyCandidate(r.cred(p))
+			if st := r.store.Status(); st.Watch != "poll-only" {
+				t.Errorf("watch is %q", st.Watch)
+			}
+		})
+	}
+}
+
+func TestMissingFolderIsWatchedFromTheNearestParent(t *testing.T) {
+	r := newRig(t)
+	r.poll = time.Hour
+	dir := filepath.Join(r.dir, "a", "b", "c")
+	r.src = Source{Cert: filepath.Join(dir, "tls.crt"), Key: filepath.Join(dir, "tls.key")}
+	r.o.Source = r.src
+	r.run()
+	eventually(t, "watching", func() bool { return r.store.Status().Watch == "events" })
+	must(t, os.Mkdir(filepath.Join(r.dir, "a"), 0o700))
+	time.Sleep(50 * time.Millisecond)
+	must(t, os.MkdirAll(dir, 0o700))
+	first := r.put(certtest.Leaf{})
+	eventually(t, "first certificate", func() bool { return r.store.Current() != nil })
+	r.wantCurrent(first)
+}
+
+// TestChangeBetweenFirstReadAndWatchIsSeen replaces the files after Open has read them and before anything is watched.
+func TestChangeBetweenFirstReadAndWatchIsSeen(t *testing.T) {
+	r := newRig(t)
+	r.put(certtest.Leaf{})
+	s := r.open()
+	next := r.put(certtest.Leaf{})
+	w := NewWatcher(WatcherOptions{Poll: time.Hour})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- w.Run(ctx) }()
+	w.Add(s) // while it runs
+	r.eventuallyCandidate(next)
+	w.Remove(s)
+	w.Remove(s)
+	r.put(certtest.Leaf{})
+	time.Sleep(2 * quiet)
+	r.wantCandidate(next) // nothing follows the files any more
+	cancel()
+	must(t, <-done)
+	if err := w.Run(context.Background()); err == nil {
+		t.Error("ran twice")
+	}
+}
+
+func TestLostEventsLeadToALookAtEverything(t *testing.T) {
+	r := newRig(t)
+	s := r.open()
+	w := NewWatcher(WatcherOptions{Log: r.o.Log})
+	w.Add(s)
+	<-w.news // not started: only the wake-up is of interest
+	for k, m := range w.members {
+		m.stop = func() {}
+		w.members[k] = m
+	}
+	queue := &fsnotify.Watcher{Events: make(chan fsnotify.Event), Errors: make(chan error)}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { w.listen(ctx, queue); close(done) }()
+	for range 3 {
+		queue.Errors <- fsnotify.ErrEventOverflow
+		<-s.event
+	}
+	cancel()
+	<-done
+	if r.said("file events were lost, looking at everything") != 1 {
+		t.Errorf("not said once: %v", r.logs.All())
+	}
+}
+
+func TestFoldersBeyondTheLimitArePolled(t *testing.T) {
+	r := newRig(t)
+	r.put(certtest.Leaf{})
+	s := r.open()
+	w := NewWatcher(WatcherOptions{Log: r.o.Log})
+	queue, err := fsnotify.NewWatcher()
+	must(t, err)
+	must(t, queue.Close()) // from now on Add fails as it does beyond the limit
+	w.queue = queue
+	m := &member{f: s.follower(), report: s.placed}
+	for range 3 {
+		subscription{w, m}.cover(s.watched())
+	}
+	if st := s.Status(); st.Watch != "poll-only" {
+		t.Errorf("watch is %q", st.Watch)
+	}
+	if r.said("a folder raises no file events, certificates in it are polled") != 1 {
+		t.Errorf("not said once: %v", r.logs.All())
+	}
+	subscription{w, m}.drop()
+	if len(w.folders) != 0 {
+		t.Errorf("folders left: %v", w.folders)
+	}
+}
+
+func TestIdentitiesInOneFolderAreWokenByTheirOwnFiles(t *testing.T) {
+	dir := t.TempDir()
+	w := NewWatcher(WatcherOptions{})
+	var stores []*Store
+	for i := range 3 {
+		s, err := Open(Options{Identity: fmt.Sprint(i), Source: Source{Cert: filepath.Join(dir, fmt.Sprintf("%d.pem", i)), Key: filepath.Join(dir, fmt.Sprintf("%d.key", i))}})
+		must(t, err)
+		m := &member{f: s.follower(), report: s.placed}
+		w.leave(m, nil)
+		w.enter(m, trail(s.o.Source.Cert))
+		stores = append(stores, s)
+	}
+	real, err := filepath.EvalSymlinks(dir)
+	must(t, err)
+	w.wake(filepath.Join(real, "1.pem"))
+	for i, s := range stores {
+		if woken := len(s.event) == 1; woken != (i == 1) {
+			t.Errorf("store %d woken: %v", i, woken)
+		}
+	}
+	w.wake(real) // the folder itself went away
+	for i, s := range stores {
+		if len(s.event) != 1 {
+			t.Errorf("store %d sleeps on", i)
+		}
+	}
+}
+
+func TestEventStormCausesFewReadings(t *testing.T) {
+	r := newRig(t)
+	r.poll = time.Hour
+	p := r.issue(certtest.Leaf{})
+	must(t, p.Write(r.src.Cert, r.src.Key))
+	r.open()
+	readings := 0
+	f := r.store.follower()
+	look := f.look
+	f.look = func(read func(Source) sight) view { readings++; return look(read) }
+	f.every = time.Hour
+	w := NewWatcher(WatcherOptions{})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		f.run(ctx, subscription{w, &member{f: f, report: r.store.placed}})
+		close(done)
+	}()
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		wake(f.event)
+	}
+	cancel()
+	<-done
+	if readings > 5 {
+		t.Errorf("%d readings in 3 s of events", readings)
+	}
+	select {
+	case <-r.store.Changed():
+	default:
+	}
+	r.wantState(None)
+}
+
+func TestUnreadableKeyNamesItsOwner(t *testing.T) {
+	r := newRig(t)
+	must(t, os.Chmod(r.dir, 0o755))
+	must(t, os.Chmod(filepath.Dir(r.dir), 0o755))
+	p := r.issue(certtest.Leaf{})
+	must(t, p.Write(r.src.Cert, r.src.Key))
+	must(t, os.Chmod(r.src.Key, 0))
+	must(t, os.Chmod(r.src.Cert, 0o644))
+	if os.Geteuid() == 0 {
+		// Root reads everything: look as somebody else, on this thread alone, which ends with the goroutine.
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			runtime.LockOSThread()
+			must(t, syscall.Setfsuid(65534))
+			unreadable(t, r)
+		}()
+		<-done
+		return
+	}
+	unreadable(t, r)
+}
+
+func unreadable(t *testing.T, r *rig) {
+	_, err := readFile(r.src.Key)
+	var inv *Invalid
+	if !errors.As(err, &inv) {
+		t.Errorf("%v, want Invalid", err)
+		return
+	}
+	for _, want := range []string{"may not be read (mode 0000, owner uid ", "the daemon runs as uid "} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q does not say %q", err, want)
+		}
+	}
+}
+
+func TestMountedSingleFileIsNamed(t *testing.T) {
+	table := []byte("36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw\n" +
+		`40 35 98:0 /x /etc/gate\040way/tls.crt ro - ext4 /dev/root rw` + "\nshort line\n")
+	points := mountPoints(table)
+	if !points["/mnt2"] || !points["/etc/gate way/tls.crt"] || len(points) != 2 {
+		t.Errorf("points %v", points)
+	}
+	file := filepath.Join(t.TempDir(), "tls.crt")
+	must(t, os.WriteFile(file, nil, 0o600))
+	real, err := filepath.EvalSymlinks(file)
+	must(t, err)
+	if got := pinned(file, map[string]bool{real: true}); !strings.Contains(got, "mount its folder instead") {
+		t.Errorf("mounted: %q", got)
+	}
+	if got := pinned(file, points); got != "" {
+		t.Errorf("not mounted: %q", got)
+	}
+	if got := pinnedText(file, 0); !strings.Contains(got, "until a restart") {
+		t.Errorf("replaced: %q", got)
+	}
+	// The mounts of this machine can be read at all.
+	if !readMountPoints()["/"] {
+		t.Error("no root among the mount points")
+	}
+}
+
+func TestSystemdCredentialIsNamed(t *testing.T) {
+	r := newRig(t)
+	t.Setenv("CREDENTIALS_DIRECTORY", r.dir)
+	r.put(certtest.Leaf{})
+	s := r.open()
+	s.placed("events", nil)
+	s.placed("events", nil)
+	if st := s.Status(); len(st.Problems) != 2 || !strings.Contains(st.Problems[0], "only after a restart") {
+		t.Errorf("problems %v", st.Problems)
+	}
+	if r.said("certificate file is in a place that hides renewals") != 2 {
+		t.Errorf("not said once each: %v", r.logs.All())
+	}
+	if _, warnings := InspectFiles(r.src); len(warnings) != 2 {
+		t.Errorf("check says %v", warnings)
+	}
+}
+
+func TestTrailOfALoopEnds(t *testing.T) {
+	dir := t.TempDir()
+	must(t, os.Symlink("b", filepath.Join(dir, "a")))
+	must(t, os.Symlink("a", filepath.Join(dir, "b")))
+	if n := len(trail(filepath.Join(dir, "a", "tls.crt"))); n == 0 || n > 60 {
+		t.Errorf("%d places", n)
+	}
+	_, err := Load(Source{Cert: filepath.Join(dir, "a")})
+	var inv *Invalid
+	if !errors.As(err, &inv) {
+		t.Errorf("%v, want Invalid", err)
+	}
+}
+
+func TestWatcherWithoutEventsStillWorks(t *testing.T) {
+	w := NewWatcher(WatcherOptions{PollOnly: true, Log: zap.NewNop()})
+	if w.open() != nil {
+		t.Error("an event queue nobody asked for")
+	}
+}

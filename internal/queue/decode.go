@@ -42,6 +42,9 @@ func parseMessage(body []byte) (h msgHead, ok bool) {
 		h.id = string(c.take(c.uvarint()))
 		h.reason = string(c.take(c.uvarint()))
 		h.priority = c.byte()
+		if h.orig == 0 {
+			h.orig = h.seq // set aside from the start
+		}
 	}
 	if base > maxItemBytes || meta > maxItemBytes {
 		c.bad = true

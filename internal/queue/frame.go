@@ -24,7 +24,7 @@ type record struct {
 	dt     int64 // milliseconds after the base
 	m      *Message
 	id     string // spelled-out id of a message that was set aside or put back; "" = derived
-	orig   uint64 // with id: its first sequence
+	orig   uint64 // with id: its first sequence; 0 = seq
 	leaves uint64 // with id: the sequence of the copy that this one replaces, in the lane from
 	from   uint8
 	reason string // with id: why it was set aside

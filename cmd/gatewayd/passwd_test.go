@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"io"
 	"strings"
 	"testing"
 
@@ -33,14 +34,21 @@ func wantUsage(t *testing.T, err error, reason string) {
 }
 
 func TestPasswdLineVerifies(t *testing.T) {
-	for _, stdin := range []string{"hunter2", "hunter2\n", "hunter2\r\n", "hunter2\nmore\n"} {
-		out, _, err := execute(t, newPasswdCommand(), stdin, "press")
-		if err != nil {
-			t.Fatal(err)
-		}
-		name, hash, _ := strings.Cut(strings.TrimSuffix(out, "\n"), ":")
-		if name != "press" || bcrypt.CompareHashAndPassword([]byte(hash), []byte("hunter2")) != nil {
-			t.Errorf("%q gave %q", stdin, out)
+	out, _, err := execute(t, newPasswdCommand(), "hunter2\r\nmore\n", "press")
+	if err != nil {
+		t.Fatal(err)
+	}
+	name, hash, _ := strings.Cut(strings.TrimSuffix(out, "\n"), ":")
+	if name != "press" || bcrypt.CompareHashAndPassword([]byte(hash), []byte("hunter2")) != nil {
+		t.Errorf("got %q", out)
+	}
+}
+
+func TestPasswordIsTheFirstLine(t *testing.T) {
+	for _, stdin := range []string{"hunter 2", "hunter 2\n", "hunter 2\r\n", "hunter 2\nmore\n"} {
+		got, err := readPassword(strings.NewReader(stdin), io.Discard)
+		if err != nil || string(got) != "hunter 2" {
+			t.Errorf("%q gave %q, %v", stdin, got, err)
 		}
 	}
 }

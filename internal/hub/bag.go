@@ -16,8 +16,8 @@ const (
 	maxMessage = 256 << 10
 	// maxMessageID is the hub's limit for $.mid.
 	maxMessageID = 128
-	// creationTime is ISO 8601 in UTC with the Z that the hub insists on.
-	creationTime = "2006-01-02T15:04:05.000Z"
+	// timeLength is that of $.ctime.
+	timeLength = len("2006-01-02T15:04:05.000Z")
 )
 
 // plausibleTime separates a wall clock that may be right from the 1970 of a box
@@ -46,15 +46,7 @@ func appendTopic(dst []byte, prefix string, m *queue.Message) []byte {
 		if len(dst) > bag {
 			dst = append(dst, '&')
 		}
-		dst = append(dst, "%24.ctime="...)
-		var buf [len(creationTime)]byte
-		for _, c := range t.UTC().AppendFormat(buf[:0], creationTime) {
-			if c == ':' {
-				dst = append(dst, "%3A"...)
-			} else {
-				dst = append(dst, c)
-			}
-		}
+		dst = appendTime(append(dst, "%24.ctime="...), t)
 	}
 	system("%24.ct", m.ContentType)
 	system("%24.ce", m.ContentEncoding)
@@ -69,11 +61,34 @@ func appendTopic(dst []byte, prefix string, m *queue.Message) []byte {
 	return dst
 }
 
+// appendTime writes 2006-01-02T15:04:05.000Z with its colons encoded: ISO 8601 in
+// UTC with the Z that the hub insists on. It stands for every message, so it is
+// written out instead of formatted and then encoded.
+func appendTime(dst []byte, t time.Time) []byte {
+	t = t.UTC()
+	year, month, day := t.Date()
+	hour, minute, second := t.Clock()
+	two := func(n int, after string) {
+		dst = append(append(dst, byte('0'+n/10), byte('0'+n%10)), after...)
+	}
+	two(year/100, "")
+	two(year%100, "-")
+	two(int(month), "-")
+	two(day, "T")
+	two(hour, "%3A")
+	two(minute, "%3A")
+	two(second, ".")
+	millis := t.Nanosecond() / 1e6
+	dst = append(dst, byte('0'+millis/100))
+	two(millis%100, "Z")
+	return dst
+}
+
 // undeliverable says why the hub would answer the message by closing the
 // connection, or "" when it would not. MQTT 3.1.1 has no other no, so such a
 // message must never be sent.
 func undeliverable(m *queue.Message, topic int, edge bool) string {
-	size := len(m.Payload) + len(m.ID) + len(m.ContentType) + len(m.ContentEncoding) + len(m.Output) + len(creationTime)
+	size := len(m.Payload) + len(m.ID) + len(m.ContentType) + len(m.ContentEncoding) + len(m.Output) + timeLength
 	for i, p := range m.Properties {
 		switch {
 		case p.Key == "":

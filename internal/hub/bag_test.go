@@ -38,7 +38,7 @@ func TestPropertyBag(t *testing.T) {
 
 func TestSizeLimitCountsWhatTheHubCounts(t *testing.T) {
 	m := queue.Message{ID: "abc", Properties: []queue.Property{{Key: "kk", Value: "vv"}}}
-	fixed := len(m.ID) + len(creationTime) + 4
+	fixed := len(m.ID) + timeLength + 4
 	m.Payload = make([]byte, maxMessage-fixed)
 	if reason := undeliverable(&m, 100, false); reason != "" {
 		t.Error(reason)

@@ -2,7 +2,6 @@ package hub
 
 import (
 	"context"
-	"errors"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -25,12 +24,6 @@ const (
 	// settleAt is after how many acknowledgements the queue hears of them at the
 	// latest, although more may follow at once.
 	settleAt = 64
-)
-
-// Errors of Link.Publish, named by what to do.
-var (
-	ErrLinkBusy  = errors.New("too much is waiting on the link: try again later")
-	ErrLinkEnded = errors.New("the link has ended: answer on the next one or not at all")
 )
 
 // settings are what a connection needs to know besides its credential.
@@ -79,7 +72,7 @@ type conn struct {
 	firstAck atomic.Int64 // of telemetry; 0: none yet
 	lastAck  atomic.Int64
 	rounds   atomic.Uint64 // answers of the hub to anything sent after CONNECT
-	writing  atomic.Int64  // writes that may not take longer than this; 0: the usual
+	hurry    atomic.Int64  // no write may take longer than this; 0: the usual
 
 	mu       sync.Mutex
 	ended    bool
@@ -178,54 +171,6 @@ func (c *conn) close() {
 	<-c.dead
 }
 
-// Done is part of Link.
-func (c *conn) Done() <-chan struct{} { return c.dead }
-
-// Publish is part of Link.
-func (c *conn) Publish(topic string, payload []byte, qos byte, done func(error)) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch {
-	case c.ended:
-		return ErrLinkEnded
-	case len(c.out)+len(topic)+len(payload) > maxControl, len(c.waiting) >= maxWindow/10:
-		return ErrLinkBusy
-	}
-	p := packet.Publish{Topic: topic, Payload: payload, QoS: min(qos, 1)}
-	if p.QoS == 1 {
-		p.ID = c.controlIDLocked()
-	}
-	out, err := p.Append(c.out, packet.V311)
-	if err != nil {
-		return err
-	}
-	c.out = out
-	switch {
-	case done == nil:
-	case p.QoS == 0:
-		c.outDone = append(c.outDone, done)
-	default:
-		if c.waiting == nil {
-			c.waiting = make(map[uint16]func(error))
-		}
-		c.waiting[p.ID] = done
-	}
-	poke(c.wake)
-	return nil
-}
-
-// controlIDLocked is a free packet identifier above those of telemetry.
-func (c *conn) controlIDLocked() uint16 {
-	for {
-		if c.nextID++; c.nextID <= telemetryIDs { // wrapped
-			c.nextID = telemetryIDs + 1
-		}
-		if _, used := c.waiting[c.nextID]; !used && c.nextID != c.subID {
-			return c.nextID
-		}
-	}
-}
-
 // room is how many messages may be published now.
 func (c *conn) room() int {
 	c.mu.Lock()
@@ -274,11 +219,10 @@ func (c *conn) flush() error {
 	if len(data) == 0 {
 		return nil
 	}
-	limit := c.set.writeTimeout
-	if d := time.Duration(c.writing.Load()); d > 0 && d < limit {
-		limit = d
+	_ = c.nc.SetWriteDeadline(time.Now().Add(c.set.writeTimeout))
+	if d := time.Duration(c.hurry.Load()); d > 0 { // looked at after the deadline was set, as hurryUp sets both
+		_ = c.nc.SetWriteDeadline(time.Now().Add(d))
 	}
-	_ = c.nc.SetWriteDeadline(time.Now().Add(limit))
 	_, err := c.nc.Write(data)
 	c.batch = c.batch[:0]
 	for _, f := range done {
@@ -288,6 +232,13 @@ func (c *conn) flush() error {
 		c.lastSent.Store(c.now())
 	}
 	return err
+}
+
+// hurryUp keeps writes, the present one included, from taking longer than limit. It
+// may be called from any goroutine.
+func (c *conn) hurryUp(limit time.Duration) {
+	c.hurry.Store(int64(limit))
+	_ = c.nc.SetWriteDeadline(time.Now().Add(limit))
 }
 
 // rest gives the memory of a burst back. The session's goroutine calls it when

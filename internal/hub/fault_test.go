@@ -86,6 +86,30 @@ func TestProbeTellsEveryStepOfAGoodIdentity(t *testing.T) {
 	r.strict()
 }
 
+func TestUnusableIdentityIsAState(t *testing.T) {
+	r := newRig(t, false, hubtest.Options{})
+	r.cfg.DeviceID = "a#b"
+	r.start()
+	r.await("told", 10*time.Second, func() bool { return r.s.Status().State == string(Local) })
+	if f := r.s.Status().Fault; f == nil || !strings.Contains(f.Text, "a#b") || len(r.hub.Connections()) > 0 {
+		t.Errorf("fault %v, %d connections", f, len(r.hub.Connections()))
+	}
+}
+
+func TestLastGoodAddressHelpsWhenTheNameServerIsAway(t *testing.T) {
+	r := newRig(t, false, hubtest.Options{})
+	cfg := r.cfg.withDefaults()
+	d := dialer{cfg: &cfg}
+	for _, address := range []string{r.hub.Addr(), "no-such-host.invalid:8883"} {
+		cfg.Address = address
+		tr, fault := d.dial(t.Context(), r.store.Current())
+		if fault != nil {
+			t.Fatalf("%s: %v", address, fault)
+		}
+		tr.raw.Close()
+	}
+}
+
 func TestLostConnectionIsNamed(t *testing.T) {
 	for _, tt := range []struct {
 		err  error

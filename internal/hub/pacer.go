@@ -2,6 +2,7 @@ package hub
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -13,6 +14,7 @@ import (
 type Pacer struct {
 	connects *rate.Limiter
 	sends    *rate.Limiter
+	free     atomic.Bool // there is no limit on sends
 	trials   chan struct{}
 }
 
@@ -47,8 +49,8 @@ func (p *Pacer) SetRates(connects, sends float64) {
 }
 
 func (p *Pacer) setSends(perSecond float64) {
+	p.free.Store(perSecond <= 0)
 	if perSecond <= 0 {
-		p.sends.SetLimit(rate.Inf)
 		return
 	}
 	// A tenth of a second's worth may go at once, so that writes are still gathered.
@@ -72,7 +74,7 @@ func (p *Pacer) trial(ctx context.Context) (done func(), err error) {
 // send takes one message's share; when there is none it says after what time to
 // ask again.
 func (p *Pacer) send() (wait time.Duration, ok bool) {
-	if p.sends.Allow() {
+	if p.free.Load() || p.sends.Allow() {
 		return 0, true
 	}
 	return max(time.Duration(float64(time.Second)/float64(p.sends.Limit())), 5*time.Millisecond), false

@@ -13,7 +13,7 @@ import (
 type live struct {
 	c        *conn
 	in       reader
-	held     *queue.Message // read, and waiting for its share of the send rate
+	held     queue.Message // read, and waiting for its share of the send rate; Seq 0: none
 	accepted time.Time
 	proved   bool
 	healthy  bool      // said so on the board
@@ -68,7 +68,12 @@ func (s *Session) remember(c *conn) {
 // ends or ctx does.
 func (s *Session) serve(ctx context.Context) ending {
 	defer s.abandonCut()
-	stop := context.AfterFunc(ctx, s.hurry(s.live.c))
+	// A write that is stuck when the session is told to stop must not outlast the
+	// farewell.
+	hurry := func(c *conn) func() bool {
+		return context.AfterFunc(ctx, func() { c.hurryUp(s.cfg.Timing.Drain) })
+	}
+	stop := hurry(s.live.c)
 	defer func() { stop() }()
 	for {
 		s.pump()
@@ -101,17 +106,8 @@ func (s *Session) serve(ctx context.Context) ending {
 		}
 		if s.live.c != c {
 			stop()
-			stop = context.AfterFunc(ctx, s.hurry(s.live.c))
+			stop = hurry(s.live.c)
 		}
-	}
-}
-
-// hurry keeps a write that is stuck when the session is told to stop from taking
-// longer than the rest of the farewell.
-func (s *Session) hurry(c *conn) func() {
-	return func() {
-		c.writing.Store(int64(s.cfg.Timing.Drain))
-		_ = c.nc.SetWriteDeadline(time.Now().Add(s.cfg.Timing.Drain))
 	}
 }
 
@@ -128,6 +124,7 @@ func (s *Session) pump() {
 		if s.publish(m) && s.cut.rotating != nil {
 			s.cut.rotating.busy = true
 		}
+		l.held = queue.Message{}
 		left--
 	}
 	full := len(l.c.batch) >= flushAt
@@ -180,7 +177,7 @@ func (s *Session) carefully() int {
 
 // rewind begins again at the oldest message that waits.
 func (s *Session) rewind() {
-	s.live.in, s.live.held, s.live.idle, s.live.skipped = s.q.newReader(), nil, false, 0
+	s.live.in, s.live.held, s.live.idle, s.live.skipped = s.q.newReader(), queue.Message{}, false, 0
 }
 
 // leaveOut says whether a message has to wait until it is known what the suspect
@@ -196,10 +193,11 @@ func (s *Session) leaveOut(m *queue.Message) (skip bool) {
 	return skip
 }
 
-// nextMessage is the next one to publish; false when there is none, or not yet.
+// nextMessage is the next one to publish; false when there is none, or not yet. It is
+// the caller's until done with it.
 func (s *Session) nextMessage() (*queue.Message, bool) {
 	l := &s.live
-	for l.held == nil {
+	for l.held.Seq == 0 {
 		if l.idle {
 			return nil, false
 		}
@@ -221,7 +219,7 @@ func (s *Session) nextMessage() (*queue.Message, bool) {
 			}
 			return nil, false
 		case !s.leaveOut(&m):
-			l.held = &m
+			l.held = m
 		}
 	}
 	if wait, ok := s.pacer.send(); !ok {
@@ -229,9 +227,7 @@ func (s *Session) nextMessage() (*queue.Message, bool) {
 		s.alarm.at(l.sendAt)
 		return nil, false
 	}
-	m := l.held
-	l.held = nil
-	return m, true
+	return &l.held, true
 }
 
 // publish puts one message into the batch, or out of the way when the hub would

@@ -69,6 +69,14 @@ func (s *Session) Run(ctx context.Context) error {
 	s.alarm.init()
 	defer s.alarm.stop()
 	defer s.board.state(StateStopped)
+	if err := s.cfg.Validate(); err != nil {
+		f := &Fault{Kind: Local, Step: StepName, Text: err.Error(), Err: err}
+		s.board.state(string(Local))
+		s.board.set(func(st *Status) { st.Fault = f })
+		s.log.Error("identity cannot be used", zap.Error(err))
+		<-ctx.Done()
+		return nil
+	}
 	for ctx.Err() == nil {
 		cred := s.choose()
 		if cred == nil {

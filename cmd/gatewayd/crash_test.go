@@ -10,7 +10,7 @@ import (
 )
 
 // soakFor is how long tests with repeated kills go on; GATEWAYD_SOAK makes them longer.
-func soakFor(t *testing.T, standard time.Duration) time.Duration {
+func soakFor(t testing.TB, standard time.Duration) time.Duration {
 	t.Helper()
 	if v := os.Getenv("GATEWAYD_SOAK"); v != "" {
 		return must(time.ParseDuration(v))(t)

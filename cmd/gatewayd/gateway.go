@@ -163,8 +163,8 @@ func (g *gateway) openIdentity(c config.Identity, roots *rootsCache) (*identity,
 		// Many quick renewals in a row are an exercise or a migration; one a minute
 		// without an end is a renewer gone wild.
 		TrialBurst: 120,
-		Clock:        g.clock,
-		Log:          g.log.Named("certs"),
+		Clock:      g.clock,
+		Log:        g.log.Named("certs"),
 	})
 	if err != nil {
 		return nil, err
@@ -308,6 +308,7 @@ func (g *gateway) Run(ctx context.Context) error {
 	g.sayStarted()
 	g.notify.ready(g.statusLine())
 	keeping.start("reload", g.reloads)
+	keeping.start("memory", trimMemory)
 	keeping.start("watchdog", func(ctx context.Context) error {
 		g.notify.supervise(ctx, g.stalled, g.statusLine)
 		return nil

@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 
 // plant is a folder with certificates and a configuration, beside a stand-in hub.
 type plant struct {
-	t     *testing.T
+	t     testing.TB
 	dir   string
 	ca    *certtest.CA
 	hub   *hubtest.Hub
@@ -52,7 +52,7 @@ type plant struct {
 }
 
 // newPlant makes a plant with a device per name.
-func newPlant(t *testing.T, opt hubtest.Options, names ...string) *plant {
+func newPlant(t testing.TB, opt hubtest.Options, names ...string) *plant {
 	t.Helper()
 	s := &plant{t: t, dir: t.TempDir(), names: names, mqtt: freeAddress(t), http: freeAddress(t), admin: freeAddress(t)}
 	s.ca = must(certtest.NewCA("site CA"))(t)
@@ -115,7 +115,7 @@ func (s *plant) issue(name string, leaf certtest.Leaf) *certtest.Pair {
 
 // process is a running gatewayd.
 type process struct {
-	t    *testing.T
+	t    testing.TB
 	cmd  *exec.Cmd
 	log  syncBuffer
 	done chan struct{}
@@ -226,14 +226,14 @@ func tail(s string, lines int) string {
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
 
-func freeAddress(t *testing.T) string {
+func freeAddress(t testing.TB) string {
 	t.Helper()
 	l := must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	defer l.Close()
 	return l.Addr().String()
 }
 
-func eventually(t *testing.T, limit time.Duration, what string, ok func() bool) {
+func eventually(t testing.TB, limit time.Duration, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(limit); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
@@ -242,15 +242,15 @@ func eventually(t *testing.T, limit time.Duration, what string, ok func() bool) 
 	}
 }
 
-func check(t *testing.T, err error) {
+func check(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
 }
 
-func must[T any](v T, err error) func(*testing.T) T {
-	return func(t *testing.T) T {
+func must[T any](v T, err error) func(testing.TB) T {
+	return func(t testing.TB) T {
 		t.Helper()
 		check(t, err)
 		return v

@@ -57,6 +57,7 @@ func runGateway(ctx context.Context, cfg *config.Config) error {
 	}
 	atomic := zap.NewAtomicLevelAt(level)
 	log := newLogger(os.Stderr, atomic, cfg.Log.Format)
+	tuneMemory()
 	g, err := newGateway(cfg, log, atomic)
 	if err != nil {
 		return err

@@ -283,6 +283,14 @@ func (s sink) Append(ctx context.Context, name string, m queue.Message, done fun
 	return id.queue.Append(ctx, m, done)
 }
 
+func (s sink) SetAside(ctx context.Context, name string, m queue.Message, reason string, done func(uint64, error)) error {
+	id, ok := s.g.byName[name]
+	if !ok {
+		return downstream.ErrNoRoute
+	}
+	return id.queue.AppendAside(ctx, m, reason, done)
+}
+
 // Run serves until ctx ends, and then stops in the order that loses nothing:
 // who takes messages in first, who sends them next, who keeps them last.
 func (g *gateway) Run(ctx context.Context) error {

@@ -1,0 +1,303 @@
+package cloud
+
+import (
+	"encoding/json"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"gatewayd/internal/downstream"
+	"gatewayd/internal/hub"
+	"gatewayd/internal/packet"
+	"gatewayd/internal/queue"
+)
+
+// Options say what is brought down for one identity.
+type Options struct {
+	Name               string
+	C2D, Methods, Twin bool
+	MaxAge             time.Duration // of a C2D message without $.exp; 0 = kept until acknowledged
+
+	// Targets are methods that go elsewhere than to the local topics.
+	Targets map[string]Target
+	// Allow names the methods that are answered besides those in Targets; nil = all.
+	Allow []string
+
+	// ReportKey is the property under which the gateway reports on itself; "" = it
+	// does not.
+	ReportKey   string
+	ReportEvery time.Duration // 0 = 1 h
+}
+
+// Target is where a method goes; with none of the first three it goes to the local
+// topics.
+type Target struct {
+	URL     string   // called with POST; its answer is the method's
+	Exec    []string // a program with arguments; payload on stdin, answer on stdout
+	Builtin string   // a name in Config.Builtins
+	Timeout time.Duration
+}
+
+// DefaultMethodTimeout is below the 30 s that the hub grants a method by default,
+// so that the caller gets the gateway's reason.
+const DefaultMethodTimeout = 25 * time.Second
+
+const (
+	maxBox = 1024 // commands of local clients and the hub that wait for a step
+	// c2dBytes bounds what waits for local subscribers; the hub holds 50 messages of 64
+	// KB for a device, and keeps what this side does not take.
+	c2dBytes   = 8 << 20
+	maxWaiting = 1024
+)
+
+// Identity is one identity's part of a Cloud. It implements hub.Commands.
+type Identity struct {
+	c   *Cloud
+	o   Options
+	log *zap.Logger
+	q   *queue.Queue // nil without C2D
+
+	// What follows up to mu belongs to the step at hand.
+	c2d     c2d
+	methods methods
+	twin    twin
+
+	shown   State // belongs to the goroutine that watches states
+	told    bool
+	waiting atomic.Int32 // C2D messages that wait for a subscriber
+
+	mu      sync.Mutex
+	box     []func()
+	onStage bool          // scheduled, or in a step
+	news    chan struct{} // closed and replaced when there is a new C2D message
+	alarm   *time.Timer
+	alarmAt time.Time // zero = not set
+}
+
+// Add makes the part of an identity and reads what it has on disk. It may be called
+// before Run only.
+func (c *Cloud) Add(o Options) (*Identity, error) {
+	if o.ReportEvery <= 0 {
+		o.ReportEvery = time.Hour
+	}
+	id := &Identity{c: c, o: o, log: c.log.With(zap.String("identity", o.Name)), news: make(chan struct{})}
+	for name, t := range o.Targets {
+		if t.Builtin != "" && c.cfg.Builtins[t.Builtin] == nil {
+			return nil, fmt.Errorf("methods.%s: there is no built-in method %q", name, t.Builtin)
+		}
+	}
+	if o.C2D {
+		q, err := c.cfg.Journal.Queue(QueueName(o.Name), queue.Limits{MaxBytes: c2dBytes})
+		if err != nil {
+			return nil, fmt.Errorf("commands of %s: %w", o.Name, err)
+		}
+		id.q = q
+		if err := id.restoreC2D(); err != nil {
+			return nil, fmt.Errorf("commands of %s: %w", o.Name, err)
+		}
+	}
+	if o.Twin {
+		id.restoreTwin()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ids[o.Name] != nil {
+		return nil, fmt.Errorf("commands of %s: added twice", o.Name)
+	}
+	c.ids[o.Name] = id
+	return id, nil
+}
+
+// post puts something into the box. It never blocks, and does nothing when the
+// Cloud has ended.
+func (id *Identity) post(f func()) bool { return id.put(f, false) }
+
+// accept is post for what others send: it is refused when too much waits.
+func (id *Identity) accept(f func()) error {
+	if id.put(f, true) {
+		return nil
+	}
+	id.c.mu.Lock()
+	defer id.c.mu.Unlock()
+	if id.c.closed {
+		return ErrStopped
+	}
+	return ErrBusy
+}
+
+func (id *Identity) put(f func(), bounded bool) bool {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	if bounded && len(id.box) >= maxBox {
+		return false
+	}
+	if !id.onStage {
+		if !id.c.schedule(id) {
+			return false
+		}
+		id.onStage = true
+	}
+	id.box = append(id.box, f)
+	return true
+}
+
+// step handles everything in the box. The journal, connections and listeners only
+// put into it, so it is the one place where the identity's state changes.
+func (id *Identity) step() {
+	id.mu.Lock()
+	box := id.box
+	id.box = nil
+	id.mu.Unlock()
+	for _, f := range box {
+		f()
+	}
+	if id.o.Twin {
+		id.flushTwin()
+	}
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	if len(id.box) == 0 {
+		id.onStage = false
+		return
+	}
+	if !id.c.schedule(id) {
+		// The end: what has arrived since is handled by the caller's last round.
+		id.c.mu.Lock()
+		id.c.runnable = append(id.c.runnable, id)
+		id.c.mu.Unlock()
+	}
+}
+
+// begin is the first step after the start.
+func (id *Identity) begin() {
+	if id.o.Twin {
+		id.showDesired()
+	}
+	if id.waiting.Load() > 0 {
+		id.offerAll()
+	}
+}
+
+// wakeAt asks for a tick at a time, or earlier.
+func (id *Identity) wakeAt(t time.Time) {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	if !id.alarmAt.IsZero() && !t.Before(id.alarmAt) {
+		return
+	}
+	id.alarmAt = t
+	d := max(time.Until(t), 0)
+	if id.alarm == nil {
+		id.alarm = time.AfterFunc(d, id.rang)
+		return
+	}
+	id.alarm.Reset(d)
+}
+
+func (id *Identity) rang() {
+	id.mu.Lock()
+	id.alarmAt = time.Time{}
+	id.mu.Unlock()
+	id.post(id.tick)
+}
+
+func (id *Identity) stopAlarm() {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	if id.alarm != nil {
+		id.alarm.Stop()
+	}
+}
+
+// tick looks at everything that waits for a time and asks for the next one.
+func (id *Identity) tick() {
+	now := time.Now()
+	if id.o.C2D {
+		id.tickC2D(now)
+	}
+	id.tickMethods(now)
+	if id.o.Twin {
+		id.tickTwin(now)
+	}
+}
+
+// Filters is part of hub.Commands. Modules get no C2D messages.
+func (id *Identity) Filters(h hub.Identity) []packet.Subscription {
+	var all []packet.Subscription
+	if id.o.C2D && h.ModuleID == "" {
+		all = append(all, packet.Subscription{Filter: "devices/" + h.DeviceID + c2dLevels + "#", QoS: 1})
+	}
+	if id.o.Methods {
+		all = append(all, packet.Subscription{Filter: methodPrefix + "#"})
+	}
+	if id.o.Twin {
+		all = append(all, packet.Subscription{Filter: twinAnswerPrefix + "#"}, packet.Subscription{Filter: desiredPrefix + "#"})
+	}
+	return all
+}
+
+// Connected is part of hub.Commands.
+func (id *Identity) Connected(link hub.Link, refused []string) {
+	for _, f := range refused {
+		id.log.Warn("the hub refuses a subscription", zap.String("filter", f))
+	}
+	id.post(func() {
+		if id.o.Twin {
+			id.twinConnected(link)
+		}
+	})
+}
+
+// Received is part of hub.Commands. What no part of this package asked for is
+// acknowledged and dropped: the hub would send it again for ever.
+func (id *Identity) Received(link hub.Link, m hub.Inbound, ack func()) {
+	t := parseTopic(m.Topic)
+	switch {
+	case t.kind == topicC2D && id.o.C2D:
+		id.arrived(link, t.bag, m.Payload, ack)
+	case t.kind == topicMethod && id.o.Methods:
+		if id.accept(func() { id.called(link, t, m.Payload) }) != nil {
+			id.overloaded(link, t)
+		}
+	case t.kind == topicTwinAnswer && id.o.Twin:
+		id.post(func() { id.twinAnswered(link, t, m.Payload) })
+	case t.kind == topicDesired && id.o.Twin:
+		id.post(func() { id.desiredChanged(link, t, m.Payload) })
+	default:
+		ack()
+	}
+}
+
+// showState publishes the retained state when it is another one.
+func (id *Identity) showState(s State) {
+	if id.told && s == id.shown {
+		return
+	}
+	id.shown, id.told = s, true
+	now, _ := id.c.cfg.Clock.Now()
+	b, err := json.Marshal(struct {
+		Connected bool      `json:"connected"`
+		State     string    `json:"state"`
+		Fault     string    `json:"fault,omitempty"`
+		Since     time.Time `json:"since"`
+	}{s.Connected, s.State, s.Fault, now.UTC().Truncate(time.Second)})
+	if err == nil {
+		id.retain("status", b)
+	}
+}
+
+// retain publishes a retained value of the identity.
+func (id *Identity) retain(topic string, payload []byte) {
+	_, err := id.c.local.Publish(downstream.LocalMessage{Topic: id.topic(topic), Payload: payload, QoS: 1, Retain: true,
+		ContentType: jsonType})
+	if err != nil {
+		id.log.Warn("value not retained for local clients", zap.String("topic", topic), zap.Error(err))
+	}
+}
+
+func (id *Identity) topic(rest string) string { return downstream.LocalPrefix + id.o.Name + "/" + rest }
+
+const jsonType = "application/json"

@@ -1,0 +1,238 @@
+package cloud
+
+import (
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"gatewayd/internal/downstream"
+	"gatewayd/internal/queue"
+)
+
+const (
+	// maxUnsent bounds patches that cannot be joined and wait for the hub.
+	maxUnsent = 16
+	// writeAgain is the wait after the disk took nothing.
+	writeAgain = 30 * time.Second
+)
+
+// reported is the reported section: what the hub has, and what it is still to be
+// told.
+type reported struct {
+	known  object   // as the hub last said, and what it has confirmed since
+	unsent []object // durable; the head may be under way
+
+	// next is unsent with the changes of this step, which are not durable yet.
+	next    []object
+	changed bool
+	waiting []func(error) // who is told when it is
+
+	diskBad bool // said already
+
+	// The gateway's report on itself: the next look at it, the next one that is due
+	// in any case, the last one that was sent.
+	ownAt, ownDue time.Time
+	own           object
+}
+
+type reportedFileContent struct {
+	Unsent   []json.RawMessage `json:"unsent"`
+	Reported json.RawMessage   `json:"reported"`
+}
+
+func (r *reported) restore(f reportedFileContent) {
+	for _, b := range f.Unsent {
+		if o, err := decodeObject(b); err == nil {
+			r.unsent = append(r.unsent, o)
+		}
+	}
+	r.next = slices.Clone(r.unsent)
+	if o, err := decodeObject(f.Reported); err == nil {
+		r.known = o
+	}
+}
+
+// document is the section as it will be once the hub knows everything.
+func (r *reported) document() object {
+	doc := r.known
+	for _, p := range r.next {
+		doc = merge(doc, p)
+	}
+	return doc
+}
+
+// errPatch wraps what is wrong with a patch.
+var errPatch = fmt.Errorf("%w: reported properties", downstream.ErrProperty)
+
+// change takes a patch of reported properties from a local client; done is called
+// after it is synced, or with the reason why it is refused.
+func (id *Identity) change(body []byte, done func(error)) {
+	t := &id.twin
+	if len(body) > maxSection {
+		done(fmt.Errorf("%w: a patch of %d bytes, the hub allows %d", errPatch, len(body), maxSection))
+		return
+	}
+	patch, err := decodeObject(body)
+	if err == nil {
+		err = checkPatch(patch)
+	}
+	if err == nil && id.reports() {
+		if _, own := patch[id.o.ReportKey]; own {
+			err = fmt.Errorf("%q is the gateway's own", id.o.ReportKey)
+		}
+	}
+	if err == nil {
+		if n := len(encode(merge(t.document(), patch))); n > maxSection {
+			err = fmt.Errorf("they would have %d bytes, the hub allows %d", n, maxSection)
+		}
+	}
+	if err != nil {
+		done(fmt.Errorf("%w: %w", errPatch, err))
+		return
+	}
+	if !t.add(patch) {
+		done(fmt.Errorf("reported properties: too many changes wait for the hub: %w", queue.ErrFull))
+		return
+	}
+	t.waiting = append(t.waiting, done)
+}
+
+// add puts a patch behind those that wait, joined with the last one where that is
+// exact. The head stays as it is, because it may be under way.
+func (r *reported) add(patch object) bool {
+	if n := len(r.next); n > 1 {
+		if joined, ok := join(r.next[n-1], patch); ok && len(encode(joined)) <= maxSection {
+			r.next = slices.Clone(r.next) // unsent may share its memory
+			r.next[n-1] = joined
+			r.changed = true
+			return true
+		}
+	}
+	if len(r.next) >= maxUnsent {
+		return false
+	}
+	r.next = append(slices.Clone(r.next), patch)
+	r.changed = true
+	return true
+}
+
+// flushTwin makes the changes of a step durable, all with one sync, and then tells
+// those who wait. When the disk does not take them they have not happened.
+func (id *Identity) flushTwin() {
+	t := &id.twin
+	if !t.changed {
+		return
+	}
+	err := id.c.files.write(id.o.Name, reportedFile, t.content())
+	if err == nil {
+		t.unsent, t.changed, t.diskBad = t.next, false, false
+	} else {
+		if !t.diskBad {
+			t.diskBad = true
+			id.log.Warn("reported properties not kept on disk", zap.Error(err))
+		}
+		// What the hub has confirmed stays confirmed: to tell it again would be harmless.
+		t.next = t.unsent
+		t.changed = len(t.waiting) == 0
+		id.wakeAt(time.Now().Add(writeAgain))
+		err = fmt.Errorf("reported properties: %w", queue.ErrDisk)
+	}
+	waiting := t.waiting
+	t.waiting = nil
+	for _, done := range waiting {
+		done(err)
+	}
+	id.nextTwin()
+}
+
+func (r *reported) content() []byte {
+	f := reportedFileContent{Unsent: []json.RawMessage{}, Reported: encode(r.known)}
+	if r.known == nil {
+		f.Reported = []byte("{}")
+	}
+	for _, p := range r.next {
+		f.Unsent = append(f.Unsent, encode(p))
+	}
+	return encode(f)
+}
+
+// confirmed follows the hub's yes to the head of unsent.
+func (r *reported) confirmed() {
+	r.known = merge(r.known, r.unsent[0])
+	r.dropHead()
+}
+
+func (r *reported) dropHead() {
+	r.unsent = r.unsent[1:]
+	r.next = r.next[1:]
+	r.changed = true
+}
+
+// patchRefused follows a no that will not change.
+func (id *Identity) patchRefused(kind requestKind, status int, body []byte) {
+	t := &id.twin
+	reason := struct {
+		Message string `json:"message"`
+	}{}
+	_ = json.Unmarshal(body, &reason) // an explanation is welcome and not needed
+	if kind == reporting {
+		t.own = nil
+		t.ownAt = time.Now().Add(id.o.ReportEvery)
+		t.ownDue = t.ownAt
+	} else {
+		t.dropHead()
+	}
+	id.log.Warn("the hub refuses reported properties", zap.Int("status", status), zap.String("reason", clip(reason.Message)))
+}
+
+func clip(s string) string {
+	const most = 200
+	if len(s) > most {
+		return s[:most] + "..."
+	}
+	return s
+}
+
+// ownSettle is how long after a connect the gateway looks whether what it reports on
+// itself has changed.
+const ownSettle = 5 * time.Second
+
+// reports says whether the gateway reports on itself.
+func (id *Identity) reports() bool { return id.o.ReportKey != "" && id.c.cfg.Report != nil }
+
+// ownReport is the patch with which the gateway reports on itself; nil when it is
+// not due. Between reports only another version or certificate is worth one: the
+// hub bills them.
+func (id *Identity) ownReport(now time.Time) object {
+	t := &id.twin
+	if now.Before(t.ownAt) {
+		return nil
+	}
+	// As JSON has it, to be comparable with what the hub says.
+	own, err := decodeObject(encode(object{id.o.ReportKey: id.c.cfg.Report(id.o.Name)}))
+	if err != nil {
+		t.ownAt = now.Add(id.o.ReportEvery)
+		return nil
+	}
+	if now.Before(t.ownDue) && reflect.DeepEqual(steady(own, id.o.ReportKey), steady(t.own, id.o.ReportKey)) {
+		t.ownAt = t.ownDue
+		return nil
+	}
+	t.own = own
+	return own
+}
+
+// steady is what changes rarely in a report of the gateway.
+func steady(report object, key string) []any {
+	own, _ := report[key].(object)
+	return []any{own["version"], own["certificate"]}
+}
+
+func (r *reported) ownConfirmed(next time.Time) {
+	r.known = merge(r.known, r.own)
+	r.ownAt, r.ownDue = next, next
+}

@@ -1,0 +1,167 @@
+package cloud
+
+import (
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"gatewayd/internal/queue"
+)
+
+// The topics of IoT Hub, from
+// https://learn.microsoft.com/azure/iot/iot-mqtt-connect-to-iot-hub.
+const (
+	c2dLevels        = "/messages/devicebound/"
+	methodPrefix     = "$iothub/methods/POST/"
+	methodAnswer     = "$iothub/methods/res/"
+	twinAnswerPrefix = "$iothub/twin/res/"
+	desiredPrefix    = "$iothub/twin/PATCH/properties/desired/"
+	twinGet          = "$iothub/twin/GET/?$rid="
+	twinPatch        = "$iothub/twin/PATCH/properties/reported/?$rid="
+)
+
+type topicKind uint8
+
+const (
+	topicOther topicKind = iota
+	topicC2D
+	topicMethod
+	topicTwinAnswer
+	topicDesired
+)
+
+// topic is what the hub says in the topic of a message.
+type topic struct {
+	kind    topicKind
+	bag     []queue.Property // of a C2D message, decoded
+	name    string           // of a method, decoded
+	rid     string           // of a method or a twin answer, as it stands: it is echoed so
+	status  int              // of a twin answer
+	version int64            // of a desired change, and of the answer to a patch; 0 = not said
+}
+
+// parseTopic reads a topic of the hub; what it cannot read is topicOther.
+func parseTopic(s string) topic {
+	if rest, ok := strings.CutPrefix(s, methodPrefix); ok {
+		name, query, ok := strings.Cut(rest, "/")
+		t := topic{kind: topicMethod, name: unescape(name)}
+		if t.rid, _ = parseQuery(query); !ok || t.rid == "" || t.name == "" {
+			return topic{}
+		}
+		return t
+	}
+	if rest, ok := strings.CutPrefix(s, twinAnswerPrefix); ok {
+		status, query, _ := strings.Cut(rest, "/")
+		n, err := strconv.ParseUint(status, 10, 16)
+		t := topic{kind: topicTwinAnswer, status: int(n)}
+		if t.rid, t.version = parseQuery(query); err != nil || t.rid == "" {
+			return topic{}
+		}
+		return t
+	}
+	if query, ok := strings.CutPrefix(s, desiredPrefix); ok {
+		_, v := parseQuery(query)
+		return topic{kind: topicDesired, version: v}
+	}
+	// An id has no slash, so these levels are where they first appear.
+	if rest, ok := strings.CutPrefix(s, "devices/"); ok {
+		if _, bag, ok := strings.Cut(rest, c2dLevels); ok {
+			return topic{kind: topicC2D, bag: parseBag(bag)}
+		}
+	}
+	return topic{}
+}
+
+// parseQuery reads ?$rid={rid}&$version={n}, in any order, either left out.
+func parseQuery(query string) (rid string, version int64) {
+	query, ok := strings.CutPrefix(query, "?")
+	if !ok {
+		return "", 0
+	}
+	for part := range strings.SplitSeq(query, "&") {
+		key, value, _ := strings.Cut(part, "=")
+		switch unescape(key) {
+		case "$rid":
+			rid = value
+		case "$version":
+			if n, err := strconv.ParseInt(value, 10, 64); err == nil && n > 0 {
+				version = n
+			}
+		}
+	}
+	return rid, version
+}
+
+// maxBag bounds the properties of one message; the hub has no such bound, but its
+// topics have 64 KB.
+const maxBag = 1000
+
+// parseBag reads a property bag. What is not a proper escape stands for itself: a
+// command is not lost over a stray percent sign.
+func parseBag(bag string) []queue.Property {
+	bag = strings.TrimSuffix(bag, "/")
+	if bag == "" {
+		return nil
+	}
+	var all []queue.Property
+	for part := range strings.SplitSeq(bag, "&") {
+		key, value, _ := strings.Cut(part, "=")
+		if key == "" || len(all) == maxBag {
+			continue
+		}
+		all = append(all, queue.Property{Key: unescape(key), Value: unescape(value)})
+	}
+	return all
+}
+
+// appendBag writes a bag in the hub's own form. A plus sign is escaped, because a
+// topic name cannot carry it.
+func appendBag(dst []byte, bag []queue.Property) []byte {
+	for i, p := range bag {
+		if i > 0 {
+			dst = append(dst, '&')
+		}
+		dst = append(append(append(dst, escape(p.Key)...), '='), escape(p.Value)...)
+	}
+	return dst
+}
+
+func lookup(bag []queue.Property, key string) string {
+	for _, p := range bag {
+		if p.Key == key {
+			return p.Value
+		}
+	}
+	return ""
+}
+
+// expiry reads $.exp, ISO 8601 in UTC; zero when there is none, or none that can be
+// read.
+func expiry(bag []queue.Property) time.Time {
+	s := lookup(bag, "$.exp")
+	if s == "" {
+		return time.Time{}
+	}
+	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05.999999999"} {
+		if t, err := time.Parse(layout, s); err == nil {
+			return t.UTC()
+		}
+	}
+	return time.Time{}
+}
+
+// escape percent-encodes everything but unreserved characters.
+func escape(s string) string { return strings.ReplaceAll(url.QueryEscape(s), "+", "%20") }
+
+// unescape is the reverse; in the hub's bags a plus sign is a plus sign.
+func unescape(s string) string {
+	if !strings.Contains(s, "%") {
+		return s
+	}
+	if d, err := url.PathUnescape(s); err == nil {
+		// What MQTT text cannot carry.
+		return strings.ReplaceAll(strings.ToValidUTF8(d, "\uFFFD"), "\x00", "\uFFFD")
+	}
+	return s
+}

@@ -31,6 +31,7 @@ type memFile struct {
 	data    []byte     // as a program sees it
 	durable []byte     // as the disk has it
 	pending []memWrite // since the last good sync
+	shared  bool       // data and durable are the same bytes
 }
 
 type memWrite struct {
@@ -77,11 +78,15 @@ func (m *memFS) crash(keep func() bool) {
 	files := map[string]*memFile{}
 	for _, n := range slices.Sorted(maps.Keys(all)) {
 		f := all[n]
-		d := slices.Clone(f.durable)
+		d := f.durable
+		if len(f.pending) > 0 {
+			d = slices.Clone(d)
+		}
 		for _, w := range f.pending {
 			d = w.applyTo(d, keep)
 		}
-		files[n] = &memFile{fs: m, data: d, durable: slices.Clone(d)}
+		files[n] = &memFile{fs: m, data: d, durable: d[:len(d):len(d)]}
+		files[n].shared = true
 	}
 	m.files, m.names = files, maps.Clone(files)
 	m.dead, m.fault, m.locked = false, nil, false
@@ -106,6 +111,12 @@ func (w *memWrite) applyTo(d []byte, keep func() bool) []byte {
 		i += n
 	}
 	return d
+}
+
+func (f *memFile) unshare() {
+	if f.shared {
+		f.data, f.shared = slices.Clone(f.data), false
+	}
 }
 
 func resize(d []byte, size int64) []byte {
@@ -232,6 +243,7 @@ func (h *memHandle) WriteAt(b []byte, off int64) (int, error) {
 	if err != nil {
 		n /= 2 // a part may have gone before it failed
 	}
+	h.f.unshare()
 	w := memWrite{off: off, b: slices.Clone(b[:n]), size: -1}
 	h.f.pending = append(h.f.pending, w)
 	h.f.data = w.applyTo(h.f.data, func() bool { return true })
@@ -266,6 +278,7 @@ func (h *memHandle) setSize(call string, size int64) error {
 	if m.limit > 0 && m.usedLocked()-int64(len(h.f.data))+size > m.limit {
 		return syscall.ENOSPC
 	}
+	h.f.unshare()
 	h.f.pending = append(h.f.pending, memWrite{size: size})
 	h.f.data = resize(h.f.data, size)
 	return nil

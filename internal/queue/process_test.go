@@ -236,7 +236,7 @@ func TestSyncErrorsOfTheKernelLoseNothing(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "q")
 	l := newLedger(t)
 	for _, inject := range []string{"fdatasync:error=EIO:when=5+7", "fdatasync:error=EIO:when=9+1", "pwrite64:error=ENOSPC:when=20+9", "pwrite64:error=EIO:when=6+1", "fdatasync:delay_enter=100000:when=3+2"} {
-		l.life(dir, 1500*time.Millisecond, strace, "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync,pwrite64", "-e", "inject="+inject)
+		l.life(dir, 900*time.Millisecond, strace, "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync,pwrite64", "-e", "inject="+inject)
 	}
 	l.settle(dir)
 }

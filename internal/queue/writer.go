@@ -26,8 +26,7 @@ type writer struct {
 	runs    int
 	named   []*Queue // got their name written in the group under way
 
-	mean      int64 // size of a group, smoothed
-	zeros     []byte
+	mean      int64     // size of a group, smoothed
 	lastFlush time.Time // of acknowledgements
 	lastSync  time.Time
 	retryAt   time.Time
@@ -302,6 +301,9 @@ const (
 	zeroAhead = 128 << 10 // how many
 )
 
+// zeros is only ever read.
+var zeros [2 * zeroAhead]byte
+
 // warm writes zeros ahead of small groups. On ext4 and the like the first write to a reserved block changes the file's extents, and the sync of such a
 // group writes and flushes the file system's journal too, which for a small group costs more than the group. Groups behind the first then only overwrite.
 // For large groups the zeros would cost more. Files that were used before are warm already.
@@ -320,11 +322,8 @@ func (j *Journal) warm(end int64) error {
 	if to <= from {
 		return nil
 	}
-	if w.zeros == nil {
-		w.zeros = make([]byte, 2*zeroAhead)
-	}
 	j.wrote(from, int(to-from))
-	_, err := w.f.WriteAt(w.zeros[:to-from], from)
+	_, err := w.f.WriteAt(zeros[:to-from], from)
 	return err
 }
 

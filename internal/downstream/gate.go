@@ -40,6 +40,9 @@ const MaxProperties = 64
 // and copies what it keeps before it returns.
 type Sink interface {
 	Append(ctx context.Context, identity string, m queue.Message, done func(seq uint64, err error)) error
+	// SetAside stores a message that a route's program fails for, out of the way of
+	// the others. The contract is that of Append.
+	SetAside(ctx context.Context, identity string, m queue.Message, reason string, done func(seq uint64, err error)) error
 }
 
 // Arrival is one message as a source received it.
@@ -137,14 +140,18 @@ func (g *Gate) accept(ctx context.Context, a Arrival, route Decision, done func(
 		return err
 	}
 	c, topic, n := a.Client, a.Topic, len(a.Payload)
-	return g.sink.Append(ctx, route.Identity, m, func(seq uint64, err error) {
+	counted := func(seq uint64, err error) {
 		if err != nil {
 			c.refused(topic, err)
 		} else {
 			c.received(topic, n)
 		}
 		done(seq, err)
-	})
+	}
+	if route.programs != nil {
+		return g.process(ctx, route.Identity, route.programs, m, counted)
+	}
+	return g.sink.Append(ctx, route.Identity, m, counted)
 }
 
 func (g *Gate) message(a Arrival, route Decision) (queue.Message, error) {

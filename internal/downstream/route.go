@@ -31,6 +31,16 @@ type Route struct {
 	Output          string        // module output
 	Priority        uint8         // 0 to 9, higher first
 	MaxAge          time.Duration // 0 = the identity's own
+
+	// What happens to the message before it is stored: jq programs over the body
+	// as it came ("" = none), which know $topic and $properties, then OnlyChanges
+	// over the new body, then compression.
+	Filter      string            // false, null or nothing = not wanted
+	Set         map[string]string // properties; null or nothing = none
+	Transform   string            // the new body; nothing = not wanted
+	OnError     OnError
+	OnlyChanges OnlyChanges
+	Gzip        bool // compress bodies that get smaller by it
 }
 
 // Decision is what a route says about one topic.
@@ -43,6 +53,8 @@ type Decision struct {
 	Output          string
 	Priority        uint8
 	MaxAge          time.Duration
+
+	programs *programs // nil = the message is stored as it came
 }
 
 // Router decides where topics go. It never changes after NewRouter and may be
@@ -57,6 +69,7 @@ type rule struct {
 	levels     []string
 	to         template
 	properties []propertyTemplate
+	programs   *programs
 }
 
 type propertyTemplate struct {
@@ -126,7 +139,9 @@ func compile(route Route, identities map[string]bool) (rule, []error) {
 	if route.MaxAge < 0 {
 		problem("max_age", "%v is negative", route.MaxAge)
 	}
-	return out, problems
+	var errs []error
+	out.programs, errs = compilePrograms(route)
+	return out, append(problems, errs...)
 }
 
 // Route finds the first route that matches a valid topic name. The error is
@@ -143,6 +158,7 @@ func (r *Router) Route(topic string) (Decision, error) {
 			Identity: rule.to.expand(taken), Route: rule.route.Name,
 			ContentType: rule.route.ContentType, ContentEncoding: rule.route.ContentEncoding,
 			Output: rule.route.Output, Priority: rule.route.Priority, MaxAge: rule.route.MaxAge,
+			programs: rule.programs,
 		}
 		if !r.identities[d.Identity] {
 			return Decision{}, fmt.Errorf("%w: route %q leads to %q, which is no identity", ErrNoRoute, d.Route, d.Identity)

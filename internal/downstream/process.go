@@ -1,0 +1,133 @@
+package downstream
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+
+	"gatewayd/internal/queue"
+)
+
+// process runs a route's programs over a message and hands in what is left of it.
+// A message that is not wanted is answered like one that is stored.
+func (g *Gate) process(ctx context.Context, identity string, p *programs, m queue.Message, done func(seq uint64, err error)) error {
+	out, err := p.apply(ctx, m, g.limits.PayloadBytes)
+	if err != nil {
+		return err
+	}
+	counts := &p.counts
+	switch {
+	case out.fate == fateUnwanted:
+		counts.unwanted.Add(1)
+		done(0, nil)
+		return nil
+	case out.fate == fateUnchanged:
+		counts.unchanged.Add(1)
+		done(0, nil)
+		return nil
+	case out.fate == fateFailed && p.onError == ErrorDrop:
+		counts.fail(out.reason)
+		done(0, nil)
+		return nil
+	case out.fate == fateFailed && p.onError == ErrorSetAside:
+		return g.sink.SetAside(ctx, identity, m, fmt.Sprintf("%s: %v", m.Route, out.reason), func(seq uint64, err error) {
+			if err == nil {
+				counts.fail(out.reason)
+			}
+			done(seq, err)
+		})
+	case out.fate == fateFailed:
+		counts.fail(out.reason)
+		return g.sink.Append(ctx, identity, m, done)
+	case p.changes == nil:
+		return g.sink.Append(ctx, identity, out.m, done)
+	}
+	mark := out.mark
+	return g.sink.Append(ctx, identity, out.m, func(seq uint64, err error) {
+		if err == nil {
+			p.changes.keep(mark)
+		}
+		done(seq, err)
+	})
+}
+
+// routeCounts counts what the programs of one route did since it was compiled.
+type routeCounts struct {
+	unwanted, unchanged, failed atomic.Uint64
+	latest                      atomic.Pointer[string]
+}
+
+func (c *routeCounts) fail(reason error) {
+	c.failed.Add(1)
+	text := reason.Error()
+	c.latest.Store(&text)
+}
+
+// RouteCount is what the programs of one route did since the routes were loaded.
+type RouteCount struct {
+	Route     string `json:"route"`
+	Unwanted  uint64 `json:"unwanted"`  // the filter said no
+	Unchanged uint64 `json:"unchanged"` // only_changes said no
+	Failed    uint64 `json:"failed"`    // a program failed; on_error decided
+	LastError string `json:"last_error,omitempty"`
+}
+
+// Counts lists the routes that have programs, in their order.
+func (r *Router) Counts() []RouteCount {
+	var all []RouteCount
+	for i := range r.rules {
+		p := r.rules[i].programs
+		if p == nil {
+			continue
+		}
+		row := RouteCount{
+			Route: r.rules[i].route.Name, Unwanted: p.counts.unwanted.Load(),
+			Unchanged: p.counts.unchanged.Load(), Failed: p.counts.failed.Load(),
+		}
+		if text := p.counts.latest.Load(); text != nil {
+			row.LastError = *text
+		}
+		all = append(all, row)
+	}
+	return all
+}
+
+// Preview is what would happen to a message.
+type Preview struct {
+	Identity string
+	Message  queue.Message
+	Fate     string // queued, not wanted, set aside, dropped, queued as it came
+	Reason   string // of a program that failed
+}
+
+// Preview tells what Accept would do, without doing it. The error is why the
+// message would be refused. Nothing is counted and nothing is remembered, so
+// only_changes sees each message as the first one of its topic.
+func (g *Gate) Preview(ctx context.Context, a Arrival) (Preview, error) {
+	route, err := g.Decide(a.Topic)
+	if err != nil {
+		return Preview{}, err
+	}
+	m, err := g.message(a, route)
+	if err != nil {
+		return Preview{}, err
+	}
+	v := Preview{Identity: route.Identity, Message: m, Fate: "queued"}
+	if route.programs == nil {
+		return v, nil
+	}
+	out, err := route.programs.apply(ctx, m, g.limits.PayloadBytes)
+	if err != nil {
+		return Preview{}, err
+	}
+	switch out.fate {
+	case fateSend:
+		v.Message = out.m
+	case fateUnwanted, fateUnchanged:
+		v.Fate = "not wanted"
+	default:
+		v.Fate = map[OnError]string{ErrorSetAside: "set aside", ErrorDrop: "dropped", ErrorPass: "queued as it came"}[route.programs.onError]
+		v.Reason = out.reason.Error()
+	}
+	return v, nil
+}

@@ -1,3 +1,5 @@
+//go:build !only_pebble && !only_bbolt
+
 package main
 
 import (

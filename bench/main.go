@@ -2,7 +2,8 @@
 //
 //	go run . [-dir FOLDER] [-rounds 3] [-short] [-engines journal,pebble,bbolt] [-rows waiting,pipelined,...]
 //
-// Every cell runs in a process of its own on an empty folder; printed are medians of the rounds.
+// Every cell runs in a process of its own on an empty folder; printed are medians of the rounds. Each store has a program of its own (build tags
+// only_journal, only_pebble, only_bbolt), so that memory figures do not carry the others' code.
 package main
 
 import (
@@ -15,12 +16,6 @@ import (
 	"slices"
 	"strings"
 )
-
-var engines = map[string]func(string, int) engine{
-	"journal": func(d string, n int) engine { return openJournal(d, n) },
-	"pebble":  openPebble,
-	"bbolt":   openBolt,
-}
 
 func main() {
 	dir := flag.String("dir", filepath.Join(os.TempDir(), "gatewayd-bench"), "scratch folder on the disk to measure")
@@ -41,6 +36,13 @@ func main() {
 		fmt.Fprintln(os.Stderr, err)
 	}
 	defer dev.cleanup()
+	programs := map[string]string{}
+	for _, e := range strings.Split(*names, ",") {
+		programs[e] = filepath.Join(*dir, "cell-"+e)
+		build := exec.Command("go", "build", "-tags", "only_"+e, "-o", programs[e], ".")
+		build.Stderr = os.Stderr
+		check(build.Run())
+	}
 	for _, r := range rows {
 		if *rowNames != "" && !slices.Contains(strings.Split(*rowNames, ","), r.name) {
 			continue
@@ -48,7 +50,7 @@ func main() {
 		results := map[string][]figures{}
 		for range *rounds {
 			for _, e := range strings.Split(*names, ",") {
-				f, err := spawn(r.name+"/"+e, dev, *short)
+				f, err := spawn(programs[e], r.name+"/"+e, dev, *short)
 				if err != nil {
 					fmt.Fprintf(os.Stderr, "%s/%s: %v\n", r.name, e, err)
 					continue
@@ -75,7 +77,7 @@ func main() {
 
 type figures map[string]float64
 
-func spawn(cell string, dev *device, short bool) (figures, error) {
+func spawn(program, cell string, dev *device, short bool) (figures, error) {
 	dir := filepath.Join(dev.dir, strings.ReplaceAll(cell, "/", "-"))
 	check(os.RemoveAll(dir))
 	check(os.MkdirAll(dir, 0o700))
@@ -86,7 +88,7 @@ func spawn(cell string, dev *device, short bool) (figures, error) {
 			break
 		}
 		exec.Command("sync", "-f", dev.dir).Run()
-		c := exec.Command(os.Args[0], "-cell", cell+phase, "-dir", dir, "-stat", dev.stat, fmt.Sprintf("-short=%v", short))
+		c := exec.Command(program, "-cell", cell+phase, "-dir", dir, "-stat", dev.stat, fmt.Sprintf("-short=%v", short))
 		c.Stderr = os.Stderr
 		out, err := c.Output()
 		if err != nil {

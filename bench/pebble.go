@@ -1,3 +1,5 @@
+//go:build !only_journal && !only_bbolt
+
 package main
 
 import (

@@ -47,13 +47,46 @@ func (b *backoff) progress() { b.fails = 0 }
 
 // closed counts accepted connections that the hub ended, for what nobody tells:
 // that another client displaces this one. A connection that ended over the first
-// messages that it carried speaks of those, or of a quota.
-func (b *backoff) closed(e ending, lived time.Duration) (contested bool) {
+// messages that it carried speaks of those, or of a quota; one with many in flight
+// may speak of their rate, until that was reduced.
+func (b *backoff) closed(e ending, shrunk bool, lived time.Duration) (contested bool) {
 	switch {
 	case lived >= b.t.Stable:
 		b.young = 0
+	case shrunk:
 	case e.proved && e.byPeer && (e.acked || e.oldest == 0):
 		b.young++
 	}
 	return b.young >= contestedAfter
+}
+
+// pace adapts the window to a hub that throttles: in MQTT 3.1.1 it can only delay
+// acknowledgements, to which any window adapts, and close the connection when too
+// many messages wait. Such an end halves what may be in flight; every stable time
+// without one doubles it again.
+type pace struct {
+	limit, most int
+	grown       time.Time // of the present connection: when the limit began or grew
+}
+
+// shrink notes the hub's closing with so many messages in flight, and says whether
+// that may have been the reason.
+func (p *pace) shrink(inFlight int) bool {
+	if inFlight < 2 {
+		return false
+	}
+	p.limit = min(p.limit, inFlight/2)
+	return true
+}
+
+// grow raises the limit when it is time, and says when to look again; zero: never.
+func (p *pace) grow(now time.Time, stable time.Duration) (due time.Time) {
+	if p.limit >= p.most {
+		return time.Time{}
+	}
+	if due = p.grown.Add(stable); now.Before(due) {
+		return due
+	}
+	p.limit, p.grown = min(2*p.limit, p.most), now
+	return now.Add(stable)
 }

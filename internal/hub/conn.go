@@ -2,6 +2,8 @@ package hub
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -232,6 +234,18 @@ func (c *conn) flush() error {
 		c.lastSent.Store(c.now())
 	}
 	return err
+}
+
+// server is the certificate that the hub has proved to own; nil without TLS.
+func (c *conn) server() *x509.Certificate {
+	nc, ok := c.nc.(*tls.Conn)
+	if !ok {
+		return nil
+	}
+	if chain := nc.ConnectionState().PeerCertificates; len(chain) > 0 {
+		return chain[0]
+	}
+	return nil
 }
 
 // hurryUp keeps writes, the present one included, from taking longer than limit. It

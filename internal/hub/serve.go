@@ -38,6 +38,7 @@ func (s *Session) take(c *conn) {
 		s.remember(old)
 	}
 	s.live = live{c: c, in: s.q.newReader(), accepted: time.Now()}
+	s.pace.grown = s.live.accepted
 	if s.suspicious.Load() {
 		s.withPoison((*poison).connected)
 	}
@@ -147,7 +148,7 @@ func (s *Session) allowance() int {
 		s.alarm.at(l.sendAt)
 		return 0
 	}
-	room := l.c.room()
+	room := min(l.c.room(), s.pace.limit-l.c.inFlight())
 	if !s.suspicious.Load() {
 		return room
 	}
@@ -289,6 +290,9 @@ func (s *Session) look() {
 			s.backoff.progress()
 		}
 	}
+	if due := s.pace.grow(now, s.cfg.Timing.Stable); !due.IsZero() {
+		s.alarm.at(due)
+	}
 	if since, waiting := l.c.stalledSince(); waiting {
 		if due := since.Add(s.cfg.Timing.Ack); now.Before(due) {
 			s.alarm.at(due)
@@ -313,6 +317,7 @@ func (s *Session) prove(now time.Time) {
 		}
 	}
 	l.proved = true
+	s.cfg.Clock.Observed(l.c.server())
 	s.creds.Commit(l.c.cred, s.rotated())
 	s.judge.proved(s.creds, l.c.cred)
 }

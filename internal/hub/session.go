@@ -30,6 +30,7 @@ type Session struct {
 	// All below belongs to Run's goroutine.
 	wg      sync.WaitGroup // readers and trials
 	backoff backoff
+	pace    pace
 	live    live
 	cut     cutover
 	limbo   map[uint64]struct{} // sent on an earlier connection and not acknowledged
@@ -57,6 +58,7 @@ func newSession(cfg Config, q outbox, creds Credentials, pacer *Pacer, log *zap.
 	s.events = s.cfg.eventsTopic()
 	s.dial.cfg = &s.cfg
 	s.backoff.t = &s.cfg.Timing
+	s.pace = pace{limit: s.cfg.Window, most: s.cfg.Window}
 	s.poison.limit = s.cfg.Timing.PoisonDeaths
 	s.board.st = Status{Identity: cfg.Name, State: StateNew, Since: time.Now(), Connects: map[string]uint64{}}
 	return s
@@ -182,7 +184,8 @@ func (s *Session) weigh(e ending) time.Duration {
 	} else {
 		s.board.count(string(e.fault.Kind))
 	}
-	if s.backoff.closed(e, lived) {
+	shrunk := e.byPeer && s.pace.shrink(e.inFlight)
+	if s.backoff.closed(e, shrunk, lived) {
 		e.fault = contested(s.backoff.young, s.cfg.Timing.Stable)
 	}
 	again := s.judge.weigh(s.creds, e)
@@ -269,6 +272,7 @@ func (s *Session) poisonDied(e ending) {
 	var condemned uint64
 	s.withPoison(func(p *poison) { condemned = p.died(e.oldest, e.inFlight) })
 	if condemned != 0 {
+		s.pace.limit = s.pace.most
 		s.setAside(condemned, "the hub closes the connection over it, and acknowledges others")
 	}
 }

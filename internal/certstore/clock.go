@@ -151,8 +151,9 @@ func (c *Clock) Status() ClockStatus {
 	return ClockStatus{Trusted: c.source != "", Source: c.source, Floor: c.floor}
 }
 
-// generation changes when the clock stepped or its trust changed.
-func (c *Clock) generation() uint64 {
+// Generation changes when the clock stepped or its trust changed. Whoever waits after a failure that the time may have
+// caused should try again then; a running Store signals Changed for it.
+func (c *Clock) Generation() uint64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.gen

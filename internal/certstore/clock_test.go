@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,7 +17,7 @@ import (
 // timepiece is a wall clock that can be set, beside the virtual monotonic one.
 type timepiece struct {
 	c               *Clock
-	offset          time.Duration
+	offset          atomic.Int64
 	synced, present bool
 }
 
@@ -24,13 +25,13 @@ func newTimepiece(t testing.TB, dir string, build, wall time.Time) *timepiece {
 	t.Helper()
 	p := &timepiece{c: OpenClock(ClockOptions{StateDir: dir, Build: build})}
 	p.set(wall)
-	p.c.wall = func() time.Time { return time.Now().Add(p.offset) }
+	p.c.wall = func() time.Time { return time.Now().Add(time.Duration(p.offset.Load())) }
 	p.c.daemons = func() (bool, bool) { return p.synced, p.present }
 	p.c.lastWall = p.c.wall().Round(0)
 	return p
 }
 
-func (p *timepiece) set(wall time.Time) { p.offset = time.Until(wall) }
+func (p *timepiece) set(wall time.Time) { p.offset.Store(int64(time.Until(wall))) }
 
 func (p *timepiece) want(t testing.TB, when string, now time.Time, trusted bool) {
 	t.Helper()
@@ -62,12 +63,12 @@ func TestBootInNineteenSeventy(t *testing.T) {
 		}
 		// The time arrives.
 		real := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
-		gen := p.c.generation()
+		gen := p.c.Generation()
 		p.set(real)
 		p.synced = true
 		p.c.tick(time.Now())
 		p.want(t, "synchronised", real, true)
-		if p.c.generation() == gen {
+		if p.c.Generation() == gen {
 			t.Error("the step was not noticed")
 		}
 		// The next boot starts from the last good time.
@@ -91,10 +92,10 @@ func TestTrustInTheClock(t *testing.T) {
 		}{
 			{"no evidence", func(*timepiece) {}, false},
 			{"the hub's certificate fits", func(p *timepiece) { p.c.Observed(server.Leaf) }, true},
-			{"a step within the slack", func(p *timepiece) { p.offset -= time.Minute }, true},
-			{"a day back, before the floor", func(p *timepiece) { p.offset -= 24 * time.Hour }, false},
-			{"and forward again", func(p *timepiece) { p.offset += 25 * time.Hour }, true},
-			{"beyond the hub's certificate", func(p *timepiece) { p.offset += 365 * 24 * time.Hour }, false},
+			{"a step within the slack", func(p *timepiece) { p.offset.Add(-int64(time.Minute)) }, true},
+			{"a day back, before the floor", func(p *timepiece) { p.offset.Add(-int64(24 * time.Hour)) }, false},
+			{"and forward again", func(p *timepiece) { p.offset.Add(int64(25 * time.Hour)) }, true},
+			{"beyond the hub's certificate", func(p *timepiece) { p.offset.Add(int64(365 * 24 * time.Hour)) }, false},
 			{"a time daemon says so", func(p *timepiece) { p.present, p.synced = true, true }, true},
 			{"its servers are out of reach", func(p *timepiece) { p.synced = false }, true},
 			{"in 1970", func(p *timepiece) { p.set(time.Unix(0, 0)) }, false},
@@ -155,23 +156,24 @@ func TestClockRunKeepsTheTimeAndEnds(t *testing.T) {
 		must(t, os.WriteFile(filepath.Join(dir, "clock"), []byte("yesterday"), 0o600))
 		p := newTimepiece(t, dir, base.AddDate(0, -1, 0), base)
 		p.synced = true
-		writes, fails := 0, true
+		var writes atomic.Int64
+		var heals atomic.Bool
 		replace := p.c.disk.rename
 		p.c.disk.rename = func(from, to string) error {
-			writes++
-			if fails {
-				return os.ErrPermission
+			writes.Add(1)
+			if heals.Load() {
+				return replace(from, to)
 			}
-			return replace(from, to)
+			return os.ErrPermission
 		}
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan error, 1)
 		go func() { done <- p.c.Run(ctx) }()
 		time.Sleep(10*time.Hour + time.Minute)
-		if writes < 10 || writes > 11 {
-			t.Errorf("%d writes in ten hours, want one per hour", writes)
+		if n := writes.Load(); n < 10 || n > 11 {
+			t.Errorf("%d writes in ten hours, want one per hour", n)
 		}
-		fails = false
+		heals.Store(true)
 		cancel()
 		must(t, <-done)
 		q := newTimepiece(t, dir, base.AddDate(0, -1, 0), time.Unix(0, 0))
@@ -230,10 +232,10 @@ func TestTimeStepExpiresNothing(t *testing.T) {
 		// Back by a day and forward by a year: waits go by the monotonic clock.
 		r.store.Miss(next, "closed")
 		missed := time.Now()
-		p.offset -= 24 * time.Hour
+		p.offset.Add(-int64(24 * time.Hour))
 		p.c.tick(time.Now())
 		time.Sleep(30 * time.Second)
-		p.offset += 366 * 24 * time.Hour
+		p.offset.Add(int64(366 * 24 * time.Hour))
 		p.c.tick(time.Now())
 		for r.store.Candidate() == nil {
 			time.Sleep(time.Second)

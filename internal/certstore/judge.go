@@ -232,7 +232,7 @@ func (s *Store) expiryLocked() {
 
 // wakeLocked tells the session when another credential has fallen due or the clock has changed.
 func (s *Store) wakeLocked(now time.Time) {
-	if g := s.o.Clock.generation(); g != s.clockGen {
+	if g := s.o.Clock.Generation(); g != s.clockGen {
 		s.clockGen = g
 		wake(s.changed)
 	}

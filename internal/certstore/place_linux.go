@@ -16,7 +16,11 @@ func quietFilesystem(folder string) bool {
 	if err := syscall.Statfs(folder, &st); err != nil {
 		return false
 	}
-	switch uint32(st.Type) {
+	return quietType(uint32(st.Type))
+}
+
+func quietType(magic uint32) bool {
+	switch magic {
 	case 0x6969, // NFS
 		0xff534d42, 0xfe534d42, 0x517b, // CIFS, SMB2, SMB
 		0x65735546,             // FUSE

@@ -83,7 +83,7 @@ func layOut(t testing.TB, r *rig, style string, first *certtest.Pair) {
 // TestReaderNeverAcceptsAMixedPair reads without any settling while a writer rotates as fast as it can: the hardest case
 // for a reader. What is accepted must be one of the pairs that the writer wrote.
 func TestReaderNeverAcceptsAMixedPair(t *testing.T) {
-	total := 800
+	total := 500
 	if os.Getenv("GATEWAYD_LONG") != "" {
 		total = 50000
 	}
@@ -161,7 +161,7 @@ func TestStoreFollowsBurstsOfRotations(t *testing.T) {
 			r.run()
 			r.wantCurrent(r.cred(g.pairs[0]))
 			n := 0
-			for burst := range 5 {
+			for burst := range 3 {
 				for range 100 {
 					n++
 					rotate(g.pairs[n%len(g.pairs)], n)

@@ -72,7 +72,7 @@ func Open(o Options) (*Store, error) {
 	s := &Store{o: o, log: o.Log.With(zap.String("identity", o.Identity)), disk: osDisk(),
 		changed: make(chan struct{}, 1), event: make(chan struct{}, 1), poke: make(chan struct{}, 1)}
 	s.source = o.Source
-	s.clockGen = o.Clock.generation()
+	s.clockGen = o.Clock.Generation()
 	s.recall()
 	v := s.look(observe)
 	s.first = v.hash

@@ -8,6 +8,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -72,6 +73,11 @@ type conn struct {
 func newConn(s *MQTT, nc, stream net.Conn, address string) *conn {
 	c := &conn{server: s, raw: nc, stream: stream, address: address, room: make(chan struct{}, 1), over: make(chan struct{})}
 	c.in.conn = c
+	if socket, ok := stream.(syscall.Conn); ok && s.secure == nil {
+		if raw, err := socket.SyscallConn(); err == nil {
+			c.in.socket, c.in.poll = raw, c.in.readSocket
+		}
+	}
 	c.readBy.Store(s.now() + int64(s.cfg.ConnectTimeout))
 	return c
 }

@@ -1,25 +1,30 @@
 package downstream
 
 import (
+	"errors"
+	"io"
 	"os"
+	"syscall"
 
 	"gatewayd/internal/packet"
 )
 
 // Sizes of the reading side.
 const (
+	stageSize   = 8 << 10  // bytes taken from a socket at once
 	largePacket = 4 << 10  // a packet still arriving beyond this draws from MaxBuffered
 	keptReader  = 32 << 10 // readers that handled more are not used again
 )
 
-// intake is the reading side of a connection. While the client is silent it owns
-// a single byte: the packet reader and its buffer come from a pool when the first
-// byte of a packet arrives and go back when none is left over.
+// intake is the reading side of a connection. While the client is silent it has no
+// buffer: one comes from a pool when bytes arrive and goes back when none is left
+// over.
 type intake struct {
 	conn    *conn
+	socket  syscall.RawConn // nil where bytes do not come straight from a socket
+	poll    func(fd uintptr) bool
 	reader  *pooledReader
-	first   [1]byte
-	primed  bool  // first holds a byte that the reader has not seen
+	failed  error // of poll
 	partial int   // bytes of the packet that is arriving
 	fresh   bool  // no byte of the current packet has been waited for
 	by      int64 // when it has to be complete
@@ -27,13 +32,26 @@ type intake struct {
 	biggest int
 }
 
+// pooledReader is a packet reader with the bytes that were read ahead of it.
 type pooledReader struct {
 	*packet.Reader
-	in *intake
+	in     *intake
+	staged []byte // the part of stage that was not consumed
+	stage  [stageSize]byte
 }
 
 // Read lets the packet reader read from whatever connection borrowed it.
-func (r *pooledReader) Read(p []byte) (int, error) { return r.in.read(p) }
+func (r *pooledReader) Read(p []byte) (int, error) {
+	if len(r.staged) == 0 {
+		if err := r.in.refill(r); err != nil {
+			return 0, err
+		}
+	}
+	n := copy(p, r.staged)
+	r.staged = r.staged[n:]
+	r.in.partial += n
+	return n, nil
+}
 
 func newPooledReader() any {
 	r := new(pooledReader)
@@ -44,13 +62,15 @@ func newPooledReader() any {
 // next waits for the next packet, which is valid until next is called again.
 func (in *intake) next() (packet.Frame, error) {
 	c := in.conn
-	if in.reader == nil || in.reader.Buffered() == 0 {
+	if in.reader == nil || (in.reader.Buffered() == 0 && len(in.reader.staged) == 0) {
 		in.release()
+		if c.keepAlive > 0 {
+			c.readBy.Store(c.server.now() + int64(c.keepAlive))
+		}
 		if err := in.await(); err != nil {
 			return packet.Frame{}, err
 		}
-		in.reader = c.server.readers.Get().(*pooledReader)
-		in.reader.in = in
+		c.clearReadBy()
 		in.reader.SetMax(c.server.cfg.MaxPacket - 2) // the limit counts the fixed header
 	}
 	in.fresh = true
@@ -61,33 +81,66 @@ func (in *intake) next() (packet.Frame, error) {
 	return f, err
 }
 
-// await blocks until the first byte of a packet.
+// await blocks until a packet begins and borrows a reader for it.
 func (in *intake) await() error {
-	c := in.conn
-	if c.keepAlive > 0 {
-		c.readBy.Store(c.server.now() + int64(c.keepAlive))
+	if in.socket == nil {
+		return in.awaitByte()
 	}
-	n, err := c.stream.Read(in.first[:])
+	in.failed = nil
+	if err := in.socket.Read(in.poll); err != nil {
+		return err
+	}
+	return in.failed
+}
+
+// awaitByte waits with a buffer of one byte, for streams that cannot be asked
+// whether there is something to read.
+func (in *intake) awaitByte() error {
+	var first [1]byte
+	n, err := in.conn.stream.Read(first[:])
 	if n == 0 {
 		if err == nil {
-			err = os.ErrDeadlineExceeded
+			err = io.ErrNoProgress
 		}
 		return err
 	}
-	c.clearReadBy()
-	in.primed = true
-	in.partial = 0
+	in.borrow()
+	in.reader.stage[0] = first[0]
+	in.reader.staged = in.reader.stage[:1]
 	return nil
 }
 
-func (in *intake) read(p []byte) (int, error) {
-	c := in.conn
-	if in.primed {
-		in.primed = false
-		p[0] = in.first[0]
-		in.partial++
-		return 1, nil
+// readSocket is called by the poller whenever there may be bytes. It holds a buffer
+// only while it looks.
+func (in *intake) readSocket(fd uintptr) (done bool) {
+	in.borrow()
+	n, err := syscall.Read(int(fd), in.reader.stage[:])
+	for errors.Is(err, syscall.EINTR) {
+		n, err = syscall.Read(int(fd), in.reader.stage[:])
 	}
+	switch {
+	case errors.Is(err, syscall.EAGAIN):
+		in.release()
+		return false
+	case err != nil:
+		in.failed = os.NewSyscallError("read", err)
+	case n == 0:
+		in.failed = io.EOF
+	default:
+		in.reader.staged = in.reader.stage[:n]
+	}
+	return true
+}
+
+func (in *intake) borrow() {
+	in.reader = in.conn.server.readers.Get().(*pooledReader)
+	in.reader.in = in
+	in.partial = 0
+}
+
+// refill reads more of a packet that has begun.
+func (in *intake) refill(r *pooledReader) error {
+	c := in.conn
 	if c.version != 0 {
 		if in.fresh {
 			in.fresh = false
@@ -97,13 +150,19 @@ func (in *intake) read(p []byte) (int, error) {
 	}
 	if in.partial > largePacket && in.drawn == 0 {
 		if err := in.draw(); err != nil {
-			return 0, err
+			return err
 		}
 	}
-	n, err := c.stream.Read(p)
-	in.partial += n
+	n, err := c.stream.Read(r.stage[:])
+	r.staged = r.stage[:n]
 	c.clearReadBy()
-	return n, err
+	if n > 0 {
+		return nil
+	}
+	if err == nil {
+		err = io.ErrNoProgress
+	}
+	return err
 }
 
 // clearReadBy lifts the limit while packets are handled: waiting for the queue is
@@ -146,7 +205,7 @@ func (in *intake) release() {
 		return
 	}
 	r.in = nil
-	if r.Buffered() == 0 && in.biggest <= keptReader {
+	if r.Buffered() == 0 && len(r.staged) == 0 && in.biggest <= keptReader {
 		in.conn.server.readers.Put(r)
 	}
 	in.biggest = 0

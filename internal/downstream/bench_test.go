@@ -143,10 +143,16 @@ func BenchmarkIdleSensors(b *testing.B) {
 		resident := residentBytes()
 		b.Logf("round %d: %d sensors in %v, p99 of others meanwhile %v, RSS %.1f MiB, %.1f KiB per sensor, %d goroutines", i, sensors, took.Round(time.Millisecond), p99,
 			float64(resident)/(1<<20), float64(resident-before)/sensors/1024, runtime.NumGoroutine())
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		b.Logf("heap live %.1f MiB, in use %.1f, stacks %.1f, other %.1f, not given back %.1f", mib(m.HeapAlloc), mib(m.HeapInuse), mib(m.StackInuse),
+			mib(m.Sys-m.HeapSys-m.StackSys), mib(m.HeapIdle-m.HeapReleased))
 		b.ReportMetric(float64(resident)/(1<<20), fmt.Sprintf("MiB-round-%d", i))
 	}
 	b.ReportMetric(0, "ns/op")
 }
+
+func mib(n uint64) float64 { return float64(n) / (1 << 20) }
 
 func residentBytes() int64 {
 	text, _ := os.ReadFile("/proc/self/statm")

@@ -56,6 +56,19 @@ func (c *frameCache) get(k frameKey) *cached {
 	return e
 }
 
+func (c *frameCache) has(k frameKey) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.m[k] != nil
+}
+
+// free takes a buffer from alloc back that was not added.
+func (c *frameCache) free(b []byte) {
+	c.mu.Lock()
+	c.recycle(b)
+	c.mu.Unlock()
+}
+
 // put stores a copy of b.
 func (c *frameCache) put(k frameKey, b []byte) {
 	if len(b) > c.budget/4 {

@@ -57,18 +57,32 @@ func parseMessage(body []byte) (h msgHead, ok bool) {
 type frameView struct {
 	b    []byte
 	salt uint32
+	part []byte // optionally bytes that stand further behind
+	from int    // where part stands
+}
+
+// at returns what is there from off on.
+func (v frameView) at(off int) []byte {
+	if v.part != nil && off >= v.from && off <= v.from+len(v.part) {
+		return v.part[off-v.from:]
+	}
+	if off > len(v.b) {
+		return nil
+	}
+	return v.b[off:]
 }
 
 func (v frameView) item(off int, kind byte) ([]byte, error) {
-	if off < frameHeaderLen || off > len(v.b) {
-		return nil, &shortError{off + blockBytes}
+	if off < frameHeaderLen {
+		return nil, errDamaged
 	}
-	k, body, ok, short := parseItem(v.b[off:], v.salt)
+	b := v.at(off)
+	k, body, ok, short := parseItem(b, v.salt)
 	switch {
-	case short && len(v.b)-off < itemHeaderLen:
+	case short && len(b) < itemHeaderLen:
 		return nil, &shortError{off + blockBytes}
 	case short:
-		return nil, &shortError{off + itemHeaderLen + (int(v.b[off+5]) | int(v.b[off+6])<<8 | int(v.b[off+7])<<16)}
+		return nil, &shortError{off + itemHeaderLen + (int(b[5]) | int(b[6])<<8 | int(b[7])<<16)}
 	case !ok || k != kind:
 		return nil, errDamaged
 	}

@@ -63,7 +63,9 @@ type Journal struct {
 
 	nextSeg    atomic.Uint64
 	liveBytes  atomic.Int64 // size of all that waits or is kept aside, with overhead
-	spaceFreed atomic.Bool  // the writer, in trouble, tries again at once
+	shared     atomic.Int32 // whether frames read for a lone record serve others too
+	lone       atomic.Uint32
+	spaceFreed atomic.Bool // the writer, in trouble, tries again at once
 }
 
 // pending is what waits for the writer.

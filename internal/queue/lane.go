@@ -8,7 +8,7 @@ import (
 
 const (
 	maxRun     = 1024 // records of one extent: what filling a window decodes at once
-	windowFill = 64   // records looked up ahead of a reader
+	windowFill = 32   // records looked up ahead of a reader
 	maxAhead   = 8192 // acknowledgements over a gap that are kept on disk per lane; more are only sent again after a crash
 )
 
@@ -38,6 +38,7 @@ type entry struct {
 	frame, item uint32
 	size        uint32
 	left        bool // acknowledged or dropped
+	alone       bool // set for a read: its neighbours lie in other frames
 }
 
 // publish adds a record that is durable now.

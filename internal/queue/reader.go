@@ -65,9 +65,11 @@ func (r *Reader) next() (entry, uint8, bool, error) {
 			}
 			r.pos[c] = max(r.pos[c], l.base)
 			for r.pos[c]-l.base < uint64(len(l.win)) {
-				e := l.win[r.pos[c]-l.base]
+				i := int(r.pos[c] - l.base)
+				e := l.win[i]
 				r.pos[c]++
 				if !e.left {
+					e.alone = (i == 0 || l.win[i-1].frame != e.frame) && (i+1 == len(l.win) || l.win[i+1].frame != e.frame)
 					e.seg.pins.Add(1)
 					q.mu.Unlock()
 					return e, uint8(c), true, nil
@@ -164,13 +166,16 @@ type stamp struct {
 
 // readRecord decodes the record at e into m: everything but sequence and time.
 func (j *Journal) readRecord(e entry, m *Message) (stamp, error) {
+	if s, err, ok := j.readAlone(e, m); ok {
+		return s, err
+	}
 	need := int(e.item) + itemHeaderLen + int(e.size)
 	for {
 		c, err := j.frameAt(e.seg, e.frame, need)
 		if err != nil {
 			return stamp{}, err
 		}
-		s, err := decodeRecord(frameView{c.buf, e.seg.salt}, int(e.item), e.seq, m)
+		s, err := decodeRecord(frameView{b: c.buf, salt: e.seg.salt}, int(e.item), e.seq, m)
 		j.cache.release(c)
 		var short *shortError
 		if !errors.As(err, &short) {
@@ -181,6 +186,55 @@ func (j *Journal) readRecord(e entry, m *Message) (stamp, error) {
 		}
 		need = short.need
 	}
+}
+
+const (
+	aloneHead   = 512 // bytes of the frame's start, where what records share stands
+	aloneBefore = 512 // bytes before the record, where its meta stands when it is the first of its kind
+	aloneAfter  = 128
+	aloneProbe  = 64 // every so many lone reads take the whole frame
+	aloneShare  = 64
+)
+
+// readAlone reads a record whose neighbours in the lane lie in other frames, in two small pieces instead of a frame of 64 KiB of which this lane needs
+// nothing else. Other lanes may need it, when they are drained in step: so it watches whether frames that were read for a lone record are found in memory
+// by others, and leaves the read to the cache when they are. ok is false when the cache is the better way or the pieces do not suffice.
+func (j *Journal) readAlone(e entry, m *Message) (stamp, error, bool) {
+	if !e.alone || e.item < aloneHead*2 {
+		return stamp{}, nil, false
+	}
+	if j.cache.has(frameKey{e.seg.id, e.frame}) {
+		j.shared.Store(min(j.shared.Load()+1, aloneShare))
+		return stamp{}, nil, false
+	}
+	if n := j.shared.Load(); n > 0 {
+		j.shared.Store(max(n-aloneShare/4, 0))
+		return stamp{}, nil, false
+	}
+	if j.lone.Add(1)%aloneProbe == 0 {
+		return stamp{}, nil, false
+	}
+	f, release, err := j.files.get(e.seg.slot)
+	if err != nil {
+		return stamp{}, nil, false
+	}
+	defer release()
+	from := int(e.item) - aloneBefore
+	b := j.cache.alloc(aloneHead + aloneBefore + itemHeaderLen + int(e.size) + aloneAfter)
+	defer j.cache.free(b)
+	head, part := b[:aloneHead], b[aloneHead:]
+	if n, err := f.ReadAt(head, int64(e.frame)); n < len(head) {
+		return stamp{}, err, false
+	}
+	n, err := f.ReadAt(part, int64(e.frame)+int64(from))
+	if err != nil && !errors.Is(err, io.EOF) {
+		return stamp{}, nil, false
+	}
+	s, err := decodeRecord(frameView{b: head, salt: e.seg.salt, part: part[:n], from: from}, int(e.item), e.seq, m)
+	if err != nil {
+		return stamp{}, nil, false // the whole frame decides
+	}
+	return s, nil, true
 }
 
 // decodeRecord copies one message out of its frame. seq is what the index promised.

@@ -186,7 +186,7 @@ func (s *scanner) item(frame []byte, off int64, p int, kind byte, body []byte, c
 		if !ok {
 			return
 		}
-		if _, err := (frameView{frame, s.salt}).base(h.base); err != nil {
+		if _, err := (frameView{b: frame, salt: s.salt}).base(h.base); err != nil {
 			return
 		}
 		it.size = size + uint32(len(h.payload))
@@ -203,7 +203,7 @@ func (s *scanner) metaSize(frame []byte, off int) (uint32, bool) {
 		return n, true
 	}
 	var m Message
-	if err := (frameView{frame, s.salt}).meta(off, &m); err != nil {
+	if err := (frameView{b: frame, salt: s.salt}).meta(off, &m); err != nil {
 		return 0, false
 	}
 	if s.sizes == nil {

@@ -58,6 +58,23 @@ func (j *Journal) keepReserve() error {
 	return nil
 }
 
+func isFull(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, errBound) }
+
+// reclaim frees at once what holds nothing instead of waiting for the next flush. It reports whether there was something.
+func (j *Journal) reclaim() bool {
+	ctl := j.upkeep()
+	if len(ctl) == 0 || j.writeGroup(nil, ctl, nil, int64(len(ctl)*1024)) != nil {
+		return false
+	}
+	for _, c := range ctl {
+		if c.apply != nil {
+			c.apply()
+		}
+	}
+	j.recycle()
+	return true
+}
+
 // createSlot preallocates a file. When the disk has no room for size, smaller ones down to least are tried; least 0 means size or nothing.
 func (j *Journal) createSlot(size, least int64) (*slot, error) {
 	if least == 0 {
@@ -68,7 +85,7 @@ func (j *Journal) createSlot(size, least int64) (*slot, error) {
 		if err == nil {
 			return s, nil
 		}
-		if full := errors.Is(err, syscall.ENOSPC) || errors.Is(err, errBound); !full || size/2 < least {
+		if !isFull(err) || size/2 < least {
 			return nil, err
 		}
 		size /= 2

@@ -24,8 +24,8 @@ type adminServer struct {
 }
 
 // openAdmin binds admin.listen; without one there is no admin server.
-func (g *gateway) openAdmin() error {
-	a := g.cfg.Admin.Listen
+func (g *gateway) openAdmin(now *arrangement) error {
+	a := now.cfg.Admin.Listen
 	if !a.Enabled() {
 		return nil
 	}

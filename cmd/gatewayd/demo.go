@@ -100,7 +100,7 @@ func runDemo(ctx context.Context, f demoFlags, out io.Writer) (err error) {
 		return err
 	}
 	fmt.Fprintf(out, "gatewayd %s demo: %d identities, a stand-in hub, everything in %s\n", readBuild().Version, len(demoIdentities), dir)
-	fmt.Fprintf(out, "publish too:  mosquitto_pub -p %s -q 1 -t sensors/press-7/mine/telemetry -m '{\"hello\":1}'\n", port(d.gateway.mqtt[0].Addr()))
+	fmt.Fprintf(out, "publish too:  mosquitto_pub -p %s -q 1 -t sensors/press-7/mine/telemetry -m '{\"hello\":1}'\n", port(d.gateway.now.Load().mqtt[0].Addr()))
 	fmt.Fprintf(out, "look inside:  http://%s/status\n\n", d.gateway.admin.addr())
 	return d.run(ctx, f, out)
 }
@@ -185,7 +185,7 @@ func (d *demo) run(ctx context.Context, f demoFlags, out io.Writer) error {
 	sensing := newLifetime(fail)
 	for _, id := range demoIdentities {
 		for _, name := range id.sensors {
-			s := &demoSensor{identity: id.name, name: name, address: d.gateway.mqtt[0].Addr().String(), rate: f.rate, tally: d.tally}
+			s := &demoSensor{identity: id.name, name: name, address: d.gateway.now.Load().mqtt[0].Addr().String(), rate: f.rate, tally: d.tally}
 			sensing.start("sensor "+name, s.run)
 		}
 	}

@@ -183,7 +183,7 @@ func (t *demoTally) summary(out io.Writer, g *gateway) error {
 		arrived += len(c.seen)
 	}
 	rotations := uint64(0)
-	for _, id := range g.identities {
+	for _, id := range g.now.Load().identities {
 		rotations += id.session.Status().Rotations
 	}
 	fmt.Fprintf(out, "\nsent %d, acknowledged to sensors %d, arrived at the hub %d, missing %d\n", all.sent, all.acked, arrived, all.sent-arrived)

@@ -6,8 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -22,28 +22,41 @@ import (
 // gateway is everything that runs, wired: one journal, one watcher, one session
 // per identity, the listeners. It is built by newGateway and lives in Run.
 type gateway struct {
-	cfg     *config.Config
 	log     *zap.Logger
 	level   zap.AtomicLevel
 	started time.Time
 
 	clock   *certstore.Clock
 	watcher *certstore.Watcher
+	roots   *rootsCache
 	journal *queue.Journal
 	syncs   *syncObserver
 	pacer   *hub.Pacer
+	gate    *downstream.Gate
+	local   *downstream.Local
+	admin   *adminServer
+	control *adminServer
 
-	identities []*identity
-	byName     map[string]*identity
+	// now is what the configuration in use has become. It is immutable and replaced
+	// by a reload; reloading admits one reload at a time.
+	now       atomic.Pointer[arrangement]
+	reloading chan struct{}
 
-	gate  *downstream.Gate
-	local *downstream.Local
-	mqtt  []*downstream.MQTT
-	http  []*downstream.HTTP
-	admin *adminServer
+	// What Run starts, in the order in which it ends: who takes messages in first,
+	// who sends them next, who keeps them last.
+	listening, sending, keeping *lifetime
 
 	notify notifier
 	hup    <-chan os.Signal // SIGHUP; nil = nobody sends it
+}
+
+// arrangement is the part of a gateway that a reload may change.
+type arrangement struct {
+	cfg        *config.Config
+	identities []*identity // in the order of the file
+	byName     map[string]*identity
+	mqtt       []*mqttListener
+	http       []*httpListener
 }
 
 // identity is one device or module with its parts.
@@ -52,6 +65,19 @@ type identity struct {
 	queue   *queue.Queue
 	store   *certstore.Store
 	session *hub.Session
+	running *component // the session; nil before Run
+}
+
+type mqttListener struct {
+	cfg config.MQTT
+	*downstream.MQTT
+	running *component
+}
+
+type httpListener struct {
+	cfg config.HTTP
+	*downstream.HTTP
+	running *component
 }
 
 // stopBudget is how long a stop may take in all; the unit's TimeoutStopSec is
@@ -62,10 +88,11 @@ const stopBudget = 30 * time.Second
 // newGateway opens what is on disk and binds the listeners; it starts nothing.
 // After an error nothing is left open.
 func newGateway(cfg *config.Config, log *zap.Logger, level zap.AtomicLevel) (*gateway, error) {
-	g := &gateway{cfg: cfg, log: log, level: level, started: time.Now(), byName: make(map[string]*identity),
-		syncs: newSyncObserver(), notify: notifier{log}}
-	for _, step := range []func() error{g.openState, g.openIdentities, g.openLocal, g.openAdmin} {
-		if err := step(); err != nil {
+	g := &gateway{log: log, level: level, started: time.Now(), syncs: newSyncObserver(), notify: notifier{log}, reloading: make(chan struct{}, 1)}
+	a := &arrangement{cfg: cfg, byName: make(map[string]*identity)}
+	g.now.Store(a)
+	for _, step := range []func(*arrangement) error{g.openState, g.openIdentities, g.openLocal, g.openAdmin, g.openControl} {
+		if err := step(a); err != nil {
 			g.close()
 			return nil, err
 		}
@@ -75,17 +102,17 @@ func newGateway(cfg *config.Config, log *zap.Logger, level zap.AtomicLevel) (*ga
 
 // close gives back what newGateway took when Run will not be called.
 func (g *gateway) close() {
-	ended, end := context.WithCancel(context.Background())
-	end()
-	// A listener that runs in a context which has ended only closes.
-	for _, m := range g.mqtt {
-		_ = m.Run(ended)
+	a := g.now.Load()
+	for _, m := range a.mqtt {
+		closeUnused(m.Run)
 	}
-	for _, h := range g.http {
-		_ = h.Run(ended)
+	for _, h := range a.http {
+		closeUnused(h.Run)
 	}
-	if g.admin != nil {
-		g.admin.close()
+	for _, s := range []*adminServer{g.admin, g.control} {
+		if s != nil {
+			s.close()
+		}
 	}
 	if g.journal != nil {
 		if err := g.journal.Close(); err != nil {
@@ -94,16 +121,25 @@ func (g *gateway) close() {
 	}
 }
 
+// closeUnused closes a listener that was bound and never ran: one that runs in a
+// context which has ended only closes.
+func closeUnused(run func(context.Context) error) {
+	ended, end := context.WithCancel(context.Background())
+	end()
+	_ = run(ended) // it never served anybody
+}
+
 // openState opens the state folder: the clock's memory and the journal.
-func (g *gateway) openState() error {
-	if err := makeStateDir(g.cfg.StateDir); err != nil {
+func (g *gateway) openState(a *arrangement) error {
+	cfg := a.cfg
+	if err := makeStateDir(cfg.StateDir); err != nil {
 		return err
 	}
-	g.clock = certstore.OpenClock(certstore.ClockOptions{StateDir: g.cfg.StateDir, Build: readBuild().Built, Log: g.log.Named("clock")})
-	q := g.cfg.Queue
+	g.clock = certstore.OpenClock(certstore.ClockOptions{StateDir: cfg.StateDir, Build: readBuild().Built, Log: g.log.Named("clock")})
+	q := cfg.Queue
 	var err error
 	g.journal, err = queue.Open(queue.Options{
-		Dir:          filepath.Join(g.cfg.StateDir, "queue"),
+		Dir:          queueDir(cfg),
 		SegmentBytes: q.SegmentBytes,
 		MaxBytes:     q.MaxBytes,
 		SyncInterval: q.SyncInterval,
@@ -112,7 +148,7 @@ func (g *gateway) openState() error {
 		ObserveSync:  g.syncs.observe,
 	})
 	if errors.Is(err, queue.ErrLocked) {
-		return fmt.Errorf("another gatewayd is running on state_dir %s: stop it, or give this one its own state_dir", g.cfg.StateDir)
+		return fmt.Errorf("another gatewayd is running on state_dir %s: stop it, or give this one its own state_dir", cfg.StateDir)
 	}
 	if err != nil {
 		return fmt.Errorf("state_dir: %w", err)
@@ -129,22 +165,26 @@ func makeStateDir(dir string) error {
 	return nil
 }
 
-func (g *gateway) openIdentities() error {
-	g.pacer = hub.NewPacer(hub.Pace{Connects: g.cfg.Hub.ConnectRate, Sends: g.cfg.Hub.SendRate})
+func (g *gateway) openIdentities(a *arrangement) error {
+	g.pacer = hub.NewPacer(hub.Pace{Connects: a.cfg.Hub.ConnectRate, Sends: a.cfg.Hub.SendRate})
 	g.watcher = certstore.NewWatcher(certstore.WatcherOptions{Log: g.log.Named("certs")})
-	roots := newRootsCache(g.watcher, g.log.Named("certs"))
-	for i := range g.cfg.Identities {
-		id, err := g.openIdentity(g.cfg.Identities[i], roots)
+	g.roots = newRootsCache(g.watcher, g.log.Named("certs"))
+	for i := range a.cfg.Identities {
+		id, err := g.openIdentity(a.cfg, a.cfg.Identities[i])
 		if err != nil {
 			return fmt.Errorf("identities[%d]: %w", i, err)
 		}
-		g.identities = append(g.identities, id)
-		g.byName[id.cfg.Name] = id
+		a.add(id)
 	}
 	return nil
 }
 
-func (g *gateway) openIdentity(c config.Identity, roots *rootsCache) (*identity, error) {
+func (a *arrangement) add(id *identity) {
+	a.identities = append(a.identities, id)
+	a.byName[id.cfg.Name] = id
+}
+
+func (g *gateway) openIdentity(cfg *config.Config, c config.Identity) (*identity, error) {
 	id := &identity{cfg: c}
 	var err error
 	if id.queue, err = g.journal.Queue(c.Name, queueLimits(c.Queue)); err != nil {
@@ -158,7 +198,7 @@ func (g *gateway) openIdentity(c config.Identity, roots *rootsCache) (*identity,
 		Identity:     c.Name,
 		Source:       certstore.Source(c.Certificate),
 		CommonName:   cn,
-		StateDir:     g.cfg.StateDir,
+		StateDir:     cfg.StateDir,
 		KeepLastGood: c.KeepLastGood == config.KeepOnDisk,
 		// Many quick renewals in a row are an exercise or a migration; one a minute
 		// without an end is a renewer gone wild.
@@ -169,9 +209,9 @@ func (g *gateway) openIdentity(c config.Identity, roots *rootsCache) (*identity,
 	if err != nil {
 		return nil, err
 	}
-	g.watcher.Add(id.store)
-	id.session = hub.NewSession(sessionConfig(c, g.clock, roots.pool(c.Hub), g.cfg.Queue.SetAsideAfter), id.queue, id.store, g.pacer,
+	id.session = hub.NewSession(sessionConfig(c, g.clock, g.roots.pool(c.Hub), cfg.Queue.SetAsideAfter), id.queue, id.store, g.pacer,
 		g.log.Named("hub"))
+	g.watcher.Add(id.store)
 	return id, nil
 }
 
@@ -202,34 +242,50 @@ func queueLimits(l config.Limits) queue.Limits {
 
 // openLocal binds the listeners. Messages that arrive before Run wait in the
 // kernel.
-func (g *gateway) openLocal() error {
-	router, err := downstream.NewRouter(routes(g.cfg.Routes), g.cfg.Names())
+func (g *gateway) openLocal(a *arrangement) error {
+	router, err := downstream.NewRouter(routes(a.cfg.Routes), a.cfg.Names())
 	if err != nil {
 		return &exitError{exitUsage, err}
 	}
 	g.gate = downstream.NewGate(router, sink{g}, downstream.NewLedger(0, 0), downstream.GateLimits{})
 	g.local = downstream.NewLocal(downstream.LocalConfig{}, nil)
-	for i, c := range g.cfg.Downstream.MQTT {
-		m, err := newMQTTListener(c, g.gate, g.local, g.log.Named("mqtt"))
-		if err == nil {
-			err = m.Listen()
-		}
+	for i, c := range a.cfg.Downstream.MQTT {
+		m, err := g.openMQTT(i, c)
 		if err != nil {
-			return fmt.Errorf("downstream.mqtt[%d]: %w", i, err)
+			return err
 		}
-		g.mqtt = append(g.mqtt, m)
+		a.mqtt = append(a.mqtt, m)
 	}
-	for i, c := range g.cfg.Downstream.HTTP {
-		h, err := newHTTPListener(c, g.gate, g.log.Named("http"))
-		if err == nil {
-			err = h.Listen()
-		}
+	for i, c := range a.cfg.Downstream.HTTP {
+		h, err := g.openHTTP(i, c)
 		if err != nil {
-			return fmt.Errorf("downstream.http[%d]: %w", i, err)
+			return err
 		}
-		g.http = append(g.http, h)
+		a.http = append(a.http, h)
 	}
 	return nil
+}
+
+func (g *gateway) openMQTT(i int, c config.MQTT) (*mqttListener, error) {
+	m, err := newMQTTListener(c, g.gate, g.local, g.log.Named("mqtt"))
+	if err == nil {
+		err = m.Listen()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("downstream.mqtt[%d]: %w", i, err)
+	}
+	return &mqttListener{cfg: c, MQTT: m}, nil
+}
+
+func (g *gateway) openHTTP(i int, c config.HTTP) (*httpListener, error) {
+	h, err := newHTTPListener(c, g.gate, g.log.Named("http"))
+	if err == nil {
+		err = h.Listen()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("downstream.http[%d]: %w", i, err)
+	}
+	return &httpListener{cfg: c, HTTP: h}, nil
 }
 
 func newMQTTListener(c config.MQTT, gate *downstream.Gate, local *downstream.Local, log *zap.Logger) (*downstream.MQTT, error) {
@@ -276,7 +332,7 @@ func routes(all []config.Route) []downstream.Route {
 type sink struct{ g *gateway }
 
 func (s sink) Append(ctx context.Context, name string, m queue.Message, done func(uint64, error)) error {
-	id, ok := s.g.byName[name]
+	id, ok := s.g.now.Load().byName[name]
 	if !ok {
 		return downstream.ErrNoRoute
 	}
@@ -284,40 +340,43 @@ func (s sink) Append(ctx context.Context, name string, m queue.Message, done fun
 }
 
 func (s sink) SetAside(ctx context.Context, name string, m queue.Message, reason string, done func(uint64, error)) error {
-	id, ok := s.g.byName[name]
+	id, ok := s.g.now.Load().byName[name]
 	if !ok {
 		return downstream.ErrNoRoute
 	}
 	return id.queue.AppendAside(ctx, m, reason, done)
 }
 
-// Run serves until ctx ends, and then stops in the order that loses nothing:
-// who takes messages in first, who sends them next, who keeps them last.
+// Run serves until ctx ends, and then stops in the order that loses nothing.
 func (g *gateway) Run(ctx context.Context) error {
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
-	listening, sending, keeping := newLifetime(fail), newLifetime(fail), newLifetime(fail)
+	g.listening, g.sending, g.keeping = newLifetime(fail), newLifetime(fail), newLifetime(fail)
 
-	keeping.start("queue", g.journal.Run)
-	keeping.start("clock", g.clock.Run)
-	keeping.start("certificates", g.watcher.Run)
+	g.keeping.start("queue", g.journal.Run)
+	g.keeping.start("clock", g.clock.Run)
+	g.keeping.start("certificates", g.watcher.Run)
+	g.keeping.start("memory", trimMemory)
 	if g.admin != nil {
-		keeping.start("admin", g.admin.Run)
+		g.keeping.start("admin", g.admin.Run)
 	}
-	for _, id := range g.identities {
-		sending.start("session "+id.cfg.Name, id.session.Run)
+	a := g.now.Load()
+	for _, id := range a.identities {
+		g.startIdentity(id)
 	}
-	for _, m := range g.mqtt {
-		listening.start("mqtt listener "+m.Addr().String(), m.Run)
+	for _, m := range a.mqtt {
+		m.running = g.listening.start("mqtt listener "+m.Addr().String(), m.Run)
 	}
-	for _, h := range g.http {
-		listening.start("http listener "+h.Addr().String(), h.Run)
+	for _, h := range a.http {
+		h.running = g.listening.start("http listener "+h.Addr().String(), h.Run)
 	}
-	g.sayStarted()
+	g.sayStarted(a)
 	g.notify.ready(g.statusLine())
-	keeping.start("reload", g.reloads)
-	keeping.start("memory", trimMemory)
-	keeping.start("watchdog", func(ctx context.Context) error {
+	// Reloads change what runs, so they begin last and end first.
+	reloads := newLifetime(fail)
+	reloads.start("control", g.control.Run)
+	reloads.start("reload", g.reloads)
+	g.keeping.start("watchdog", func(ctx context.Context) error {
 		g.notify.supervise(ctx, g.stalled, g.statusLine)
 		return nil
 	})
@@ -326,63 +385,69 @@ func (g *gateway) Run(ctx context.Context) error {
 	cause := context.Cause(ctx)
 	g.notify.stopping()
 	g.log.Info("stopping")
-	stopped := time.AfterFunc(stopBudget, func() { g.log.Error("stop takes longer than it should", zap.Duration("wait", stopBudget)) })
-	defer stopped.Stop()
+	late := time.AfterFunc(stopBudget, func() { g.log.Error("stop takes longer than it should", zap.Duration("wait", stopBudget)) })
+	defer late.Stop()
+	reloads.stop()
 	// Sensors first: from here on nothing new is accepted, and what was read is
 	// answered, which needs the journal.
-	listening.stop()
+	g.listening.stop()
 	// Then the sessions: they collect acknowledgements for what is in flight.
-	sending.stop()
+	g.sending.stop()
 	// The journal last: it syncs what the others still handed over.
-	keeping.stop()
+	g.keeping.stop()
+	queued := g.queued()
 	err := g.journal.Close()
-	g.log.Info("stopped", zap.Int64("queued", g.queued()))
+	g.log.Info("stopped", zap.Int64("queued", queued))
 	if cause != nil && !errors.Is(cause, context.Canceled) {
 		return cause
 	}
 	return err
 }
 
-func (g *gateway) sayStarted() {
-	for _, w := range g.cfg.Warnings {
+func (g *gateway) startIdentity(id *identity) {
+	id.running = g.sending.start("session "+id.cfg.Name, id.session.Run)
+}
+
+func (g *gateway) sayStarted(a *arrangement) {
+	for _, w := range a.cfg.Warnings {
 		g.log.Warn("configuration", zap.String("problem", w.String()))
 	}
-	fields := []zap.Field{zap.String("version", readBuild().Version), zap.Int("identities", len(g.identities)), zap.Int64("queued", g.queued())}
-	for _, m := range g.mqtt {
+	fields := []zap.Field{zap.String("version", readBuild().Version), zap.Int("identities", len(a.identities)), zap.Int64("queued", g.queued())}
+	for _, m := range a.mqtt {
 		fields = append(fields, zap.Stringer("mqtt", m.Addr()))
 	}
-	for _, h := range g.http {
+	for _, h := range a.http {
 		fields = append(fields, zap.Stringer("http", h.Addr()))
 	}
 	if g.admin != nil {
 		fields = append(fields, zap.Stringer("admin", g.admin.addr()))
 	}
 	g.log.Info("started", fields...)
-	for _, name := range g.journal.Identities() {
-		if g.byName[name] == nil {
-			g.log.Warn("messages of an identity that is no longer configured are kept", zap.String("identity", name))
-		}
+	for _, name := range g.unconfigured() {
+		g.log.Warn("messages of an identity that is not configured are kept until gatewayd queue drop", zap.String("identity", name))
 	}
 }
 
-// reloads looks at every certificate and trust file at once whenever SIGHUP says so.
-func (g *gateway) reloads(ctx context.Context) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-g.hup:
-			g.notify.reloading()
-			g.watcher.Rescan()
-			g.log.Info("files read again")
-			g.notify.ready(g.statusLine())
+// configured tells whether the configuration in use has an identity of that name.
+func (g *gateway) configured(name string) bool { return g.now.Load().byName[name] != nil }
+
+// unconfigured are the queues on disk that belong to no configured identity.
+func (g *gateway) unconfigured() []string {
+	var names []string
+	for _, name := range g.journal.Identities() {
+		// Queues of a configured identity's own, such as what came down for it, have
+		// its name and more behind a slash.
+		owner, _, _ := strings.Cut(name, "/")
+		if !g.configured(owner) {
+			names = append(names, name)
 		}
 	}
+	return names
 }
 
 func (g *gateway) queued() int64 {
 	var n int64
-	for _, id := range g.identities {
+	for _, id := range g.now.Load().identities {
 		n += id.queue.Stats().Messages
 	}
 	return n

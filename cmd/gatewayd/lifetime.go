@@ -21,17 +21,35 @@ func newLifetime(failed context.CancelCauseFunc) *lifetime {
 	return &lifetime{ctx: ctx, cancel: cancel, failed: failed}
 }
 
-// start runs one component until the lifetime ends.
-func (l *lifetime) start(name string, run func(context.Context) error) {
+// component is one part that runs, and can be stopped before the others of its
+// lifetime.
+type component struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+// start runs one component until it is stopped or the lifetime ends.
+func (l *lifetime) start(name string, run func(context.Context) error) *component {
+	ctx, cancel := context.WithCancel(l.ctx)
+	c := &component{cancel: cancel, done: make(chan struct{})}
 	l.wg.Go(func() {
-		err := run(l.ctx)
+		defer close(c.done)
+		defer cancel()
+		err := run(ctx)
 		switch {
 		case err != nil:
 			l.failed(fmt.Errorf("%s: %w", name, err))
-		case l.ctx.Err() == nil:
+		case ctx.Err() == nil:
 			l.failed(fmt.Errorf("%s ended by itself", name))
 		}
 	})
+	return c
+}
+
+// stop tells one component to stop and waits for it.
+func (c *component) stop() {
+	c.cancel()
+	<-c.done
 }
 
 // stop tells the components to stop and waits for them.

@@ -113,18 +113,15 @@ func (g *gateway) report() report {
 	if trusted {
 		r.Clock = "trusted"
 	}
-	for _, id := range g.identities {
+	a := g.now.Load()
+	for _, id := range a.identities {
 		r.Identities = append(r.Identities, id.report())
 	}
-	for _, name := range g.journal.Identities() {
-		if g.byName[name] == nil {
-			r.Unconfigured = append(r.Unconfigured, name)
-		}
-	}
-	for _, m := range g.mqtt {
+	r.Unconfigured = g.unconfigured()
+	for _, m := range a.mqtt {
 		r.Listeners = append(r.Listeners, listenerReport{Kind: "mqtt", Address: m.Addr().String(), MQTTStats: m.Stats()})
 	}
-	for _, h := range g.http {
+	for _, h := range a.http {
 		r.Listeners = append(r.Listeners, listenerReport{Kind: "http", Address: h.Addr().String()})
 	}
 	r.FirstFault = r.firstFault()
@@ -204,13 +201,14 @@ func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 // statusLine is the one line that systemctl shows.
 func (g *gateway) statusLine() string {
 	connected, queued := 0, int64(0)
-	for _, id := range g.identities {
+	identities := g.now.Load().identities
+	for _, id := range identities {
 		if id.session.Status().State == hub.StateConnected {
 			connected++
 		}
 		queued += id.queue.Stats().Messages
 	}
-	line := fmt.Sprintf("%d of %d identities connected, %d queued", connected, len(g.identities), queued)
+	line := fmt.Sprintf("%d of %d identities connected, %d queued", connected, len(identities), queued)
 	if t := g.journal.Stats().Trouble; t != "" {
 		line += "; disk: " + t
 	}

@@ -22,9 +22,10 @@ func (g *gateway) stalled() string {
 			}
 			asked <- name
 		}
+		a := g.now.Load()
 		say("queue")
 		g.journal.Stats()
-		for _, id := range g.identities {
+		for _, id := range a.identities {
 			say("queue of " + id.cfg.Name)
 			id.queue.Stats()
 			say("session " + id.cfg.Name)
@@ -32,7 +33,7 @@ func (g *gateway) stalled() string {
 			say("certificates of " + id.cfg.Name)
 			id.store.Status()
 		}
-		for _, m := range g.mqtt {
+		for _, m := range a.mqtt {
 			say("mqtt listener " + m.Addr().String())
 			m.Stats()
 		}

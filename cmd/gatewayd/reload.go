@@ -1,0 +1,255 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"gatewayd/internal/certstore"
+	"gatewayd/internal/config"
+	"gatewayd/internal/downstream"
+)
+
+// reloads serves SIGHUP until ctx ends.
+func (g *gateway) reloads(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-g.hup:
+			g.notify.reloading()
+			// What is wrong has been logged; what was running goes on.
+			_, _ = g.reload()
+			g.notify.ready(g.statusLine())
+		}
+	}
+}
+
+func (g *gateway) controlReload(context.Context, controlRequest) (string, error) { return g.reload() }
+
+// reload applies the difference between the file and what runs, and looks at
+// every certificate. What the difference does not touch keeps its connections
+// and queues; a bad file changes nothing.
+func (g *gateway) reload() (string, error) {
+	g.reloading <- struct{}{}
+	defer func() { <-g.reloading }()
+	g.watcher.Rescan()
+	old := g.now.Load()
+	cfg, err := config.Load(old.cfg.File)
+	if err == nil {
+		err = fixedParts(old.cfg, cfg)
+	}
+	var router *downstream.Router
+	if err == nil {
+		router, err = downstream.NewRouter(routes(cfg.Routes), cfg.Names())
+	}
+	if err != nil {
+		g.log.Error("configuration not reloaded, the old one stays", zap.Error(err))
+		return "", err
+	}
+	next := &arrangement{cfg: cfg, byName: make(map[string]*identity)}
+	changes, err := g.rearrange(old, next, router)
+	if err != nil {
+		g.log.Error("configuration reloaded in part", zap.Error(err))
+		return "", err
+	}
+	for _, w := range cfg.Warnings {
+		g.log.Warn("configuration", zap.String("problem", w.String()))
+	}
+	text := "nothing changed in the configuration; all certificates looked at"
+	if len(changes) > 0 {
+		text = strings.Join(changes, ", ")
+	}
+	g.log.Info("reloaded", zap.String("changes", text))
+	return text, nil
+}
+
+// fixedParts refuses what only a restart can change.
+func fixedParts(old, next *config.Config) error {
+	var changed []string
+	if old.StateDir != next.StateDir {
+		changed = append(changed, "state_dir")
+	}
+	if old.Queue != next.Queue {
+		changed = append(changed, "queue")
+	}
+	if old.Admin != next.Admin {
+		changed = append(changed, "admin")
+	}
+	if old.Log.Format != next.Log.Format {
+		changed = append(changed, "log.format")
+	}
+	if len(changed) > 0 {
+		return fmt.Errorf("%s changed, which needs a restart", strings.Join(changed, ", "))
+	}
+	return nil
+}
+
+// rearrange makes next run in place of old: first what is new, then the routes,
+// then what goes, so that no route ever leads to an identity that is not there.
+func (g *gateway) rearrange(old, next *arrangement, router *downstream.Router) (changes []string, err error) {
+	say := func(what string, names []string) {
+		if len(names) > 0 {
+			changes = append(changes, fmt.Sprintf("%s: %s", what, strings.Join(names, " ")))
+		}
+	}
+	var added, changed, gone []string
+	var errs []error
+	for _, c := range next.cfg.Identities {
+		id, how, err := g.keepOrOpen(old.byName[c.Name], next.cfg, c)
+		if err != nil {
+			// Its queue is kept, and the others must not wait for it.
+			errs = append(errs, fmt.Errorf("identity %q: %w", c.Name, err))
+			continue
+		}
+		next.add(id)
+		switch how {
+		case identityAdded:
+			added = append(added, c.Name)
+		case identityChanged:
+			changed = append(changed, c.Name)
+		}
+	}
+	errs = append(errs, g.rearrangeListeners(old, next))
+	if level, err := zapcore.ParseLevel(next.cfg.Log.Level); err == nil {
+		g.level.SetLevel(level)
+	}
+	g.pacer.SetRates(next.cfg.Hub.ConnectRate, next.cfg.Hub.SendRate)
+	g.now.Store(next)
+	g.gate.SetRouter(router)
+	for name, id := range old.byName {
+		if next.byName[name] == nil {
+			id.stop(g.watcher)
+			gone = append(gone, name)
+		}
+	}
+	slices.Sort(gone)
+	say("identities added", added)
+	say("identities changed", changed)
+	say("identities removed, their messages are kept", gone)
+	if !reflect.DeepEqual(old.cfg.Routes, next.cfg.Routes) {
+		changes = append(changes, "routes")
+	}
+	if !slices.EqualFunc(old.mqtt, next.mqtt, func(a, b *mqttListener) bool { return a == b }) ||
+		!slices.EqualFunc(old.http, next.http, func(a, b *httpListener) bool { return a == b }) {
+		changes = append(changes, "listeners")
+	}
+	if !reflect.DeepEqual(old.cfg.Hub, next.cfg.Hub) || old.cfg.Log != next.cfg.Log {
+		changes = append(changes, "hub or log settings")
+	}
+	return changes, errors.Join(errs...)
+}
+
+type identityChange int
+
+const (
+	identityKept identityChange = iota
+	identityAdded
+	identityChanged
+)
+
+// keepOrOpen carries an identity over: untouched, with other limits or files
+// under the same connection, or with a new session on the same queue.
+func (g *gateway) keepOrOpen(was *identity, cfg *config.Config, c config.Identity) (*identity, identityChange, error) {
+	if was == nil {
+		id, err := g.openIdentity(cfg, c)
+		if err == nil {
+			g.startIdentity(id)
+		}
+		return id, identityAdded, err
+	}
+	if reflect.DeepEqual(was.cfg, c) {
+		return was, identityKept, nil
+	}
+	gentle := was.cfg
+	gentle.Queue, gentle.Certificate = c.Queue, c.Certificate
+	if !reflect.DeepEqual(gentle, c) {
+		was.stop(g.watcher)
+		id, err := g.openIdentity(cfg, c)
+		if err == nil {
+			g.startIdentity(id)
+		}
+		return id, identityChanged, err
+	}
+	if _, err := g.journal.Queue(c.Name, queueLimits(c.Queue)); err != nil {
+		return nil, identityKept, err
+	}
+	if was.cfg.Certificate != c.Certificate {
+		if err := was.store.SetSource(certstore.Source(c.Certificate)); err != nil {
+			return nil, identityKept, err
+		}
+	}
+	next := *was
+	next.cfg = c
+	return &next, identityChanged, nil
+}
+
+// stop ends the session in order; the queue stays.
+func (id *identity) stop(w *certstore.Watcher) {
+	id.running.stop()
+	w.Remove(id.store)
+}
+
+// rearrangeListeners keeps those that did not change. One that cannot be bound
+// is an error, but does not keep the others from running.
+func (g *gateway) rearrangeListeners(old, next *arrangement) error {
+	var errs []error
+	oldMQTT := make(map[string]*mqttListener)
+	for _, m := range old.mqtt {
+		oldMQTT[m.cfg.Listen.String()] = m
+	}
+	oldHTTP := make(map[string]*httpListener)
+	for _, h := range old.http {
+		oldHTTP[h.cfg.Listen.String()] = h
+	}
+	for i, c := range next.cfg.Downstream.MQTT {
+		was := oldMQTT[c.Listen.String()]
+		delete(oldMQTT, c.Listen.String())
+		if was != nil && reflect.DeepEqual(was.cfg, c) {
+			next.mqtt = append(next.mqtt, was)
+			continue
+		}
+		if was != nil {
+			was.running.stop()
+		}
+		m, err := g.openMQTT(i, c)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		m.running = g.listening.start("mqtt listener "+m.Addr().String(), m.Run)
+		next.mqtt = append(next.mqtt, m)
+	}
+	for i, c := range next.cfg.Downstream.HTTP {
+		was := oldHTTP[c.Listen.String()]
+		delete(oldHTTP, c.Listen.String())
+		if was != nil && reflect.DeepEqual(was.cfg, c) {
+			next.http = append(next.http, was)
+			continue
+		}
+		if was != nil {
+			was.running.stop()
+		}
+		h, err := g.openHTTP(i, c)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		h.running = g.listening.start("http listener "+h.Addr().String(), h.Run)
+		next.http = append(next.http, h)
+	}
+	for m := range maps.Values(oldMQTT) {
+		m.running.stop()
+	}
+	for h := range maps.Values(oldHTTP) {
+		h.running.stop()
+	}
+	return errors.Join(errs...)
+}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -15,11 +16,10 @@ import (
 )
 
 // failing is a disk whose n-th step fails, as a full or broken one does.
-func failing(n int, err error, count *int) disk {
+func failing(n int64, err error, count *atomic.Int64) disk {
 	d := osDisk()
 	step := func() error {
-		*count++
-		if *count == n {
+		if count.Add(1) == n {
 			return err
 		}
 		return nil
@@ -68,8 +68,8 @@ func failing(n int, err error, count *int) disk {
 // TestEveryStepOfACommitMayFail fails each step that touches the disk once: the identity goes on with the new certificate,
 // the old copy stays whole, the trouble is told, and the next attempt succeeds.
 func TestEveryStepOfACommitMayFail(t *testing.T) {
-	for n := 1; ; n++ {
-		steps := 0
+	for n := int64(1); ; n++ {
+		var steps atomic.Int64
 		virtual(t, func(t *testing.T, r *rig) {
 			r.o.KeepLastGood = true
 			p := r.issue(certtest.Leaf{})
@@ -90,7 +90,7 @@ func TestEveryStepOfACommitMayFail(t *testing.T) {
 			r.store.Commit(want, 0)
 			time.Sleep(time.Second)
 			r.wantCurrent(want)
-			if told := r.said("certificate proof not persisted, trying again"); steps >= n && told != 1 {
+			if told := r.said("certificate proof not persisted, trying again"); steps.Load() >= n && told != 1 {
 				t.Errorf("step %d: told %d times: %v", n, told, r.logs.All())
 			}
 			kept, err := readFile(r.store.place(".pem"))
@@ -113,7 +113,7 @@ func TestEveryStepOfACommitMayFail(t *testing.T) {
 				t.Errorf("step %d: left behind: %v", n, names)
 			}
 		})
-		if t.Failed() || steps < n {
+		if t.Failed() || steps.Load() < n {
 			t.Logf("%d steps", n-1)
 			if n < 10 {
 				t.Errorf("only %d steps were tried", n-1)

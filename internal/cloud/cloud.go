@@ -77,6 +77,7 @@ type Cloud struct {
 	work     context.Context // Run's; what methods run under
 	held     atomic.Int64
 	programs chan struct{} // a slot per running program
+	settle   time.Duration // ownSettle
 	running  sync.WaitGroup
 
 	mu       sync.Mutex
@@ -106,7 +107,7 @@ func New(cfg Config) *Cloud {
 	}
 	return &Cloud{
 		cfg: cfg, log: cfg.Log, local: nowhere{}, ids: make(map[string]*Identity), wake: make(chan struct{}, 1),
-		files: files{dir: filepath.Join(cfg.StateDir, "twins")}, programs: make(chan struct{}, maxPrograms),
+		files: files{dir: filepath.Join(cfg.StateDir, "twins")}, programs: make(chan struct{}, maxPrograms), settle: ownSettle,
 	}
 }
 

@@ -88,7 +88,10 @@ func callback(ctx context.Context, identity, method, place string, payload []byt
 	if err != nil {
 		return unreachable(ctx, err)
 	}
-	return answer{resp.StatusCode, bytes.TrimSpace(body)}
+	if len(body) <= maxMethodBody { // else it is refused as it is
+		body = bytes.TrimSpace(body)
+	}
+	return answer{resp.StatusCode, body}
 }
 
 func unreachable(ctx context.Context, err error) answer {

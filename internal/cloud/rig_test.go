@@ -92,6 +92,7 @@ func (s *setup) open(log *zap.Logger) (*plantGateway, error) {
 			return map[string]any{"version": "test", "certificate": map[string]any{"fingerprint": g.creds[name].fingerprint()}}
 		},
 	})
+	g.cloud.settle = testSettle
 	ca, err := os.ReadFile(s.HubCA)
 	if err != nil {
 		return nil, err
@@ -271,6 +272,13 @@ func (s *site) rotate(name string) {
 // start runs a gateway in this process until stop or the end of the test.
 func (s *site) start() {
 	s.Helper()
+	s.startOffline()
+	s.online()
+}
+
+// startOffline is start without waiting for the hub.
+func (s *site) startOffline() {
+	s.Helper()
 	core, logs := observer.New(zap.InfoLevel)
 	s.logs = logs
 	s.g = must(s.setup.open(zap.New(core)))(s.T)
@@ -279,7 +287,6 @@ func (s *site) start() {
 	go func() { defer close(done); s.g.run(ctx) }()
 	s.stop = sync.OnceFunc(func() { cancel(); <-done })
 	s.Cleanup(s.stop)
-	s.online()
 }
 
 // online waits until every identity has its subscriptions.
@@ -438,6 +445,9 @@ func (s *site) get(path string) (int, string) {
 	resp := must(http.Get(s.url(path)))(s.T)
 	return resp.StatusCode, text(s.T, resp)
 }
+
+// testSettle is above the time that a certificate takes to be proved here.
+const testSettle = 300 * time.Millisecond
 
 const patience = 10 * time.Second
 

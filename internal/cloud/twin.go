@@ -91,7 +91,7 @@ func (id *Identity) twinConnected(link hub.Link) {
 	t.fails, t.retryAt = 0, time.Time{}
 	// A new connection may be that of a new certificate, which is proved a little
 	// later.
-	if settled := time.Now().Add(ownSettle); t.ownAt.IsZero() || settled.Before(t.ownAt) {
+	if settled := time.Now().Add(id.c.settle); t.ownAt.IsZero() || settled.Before(t.ownAt) {
 		t.ownAt = settled
 	}
 	id.nextTwin()

@@ -225,14 +225,14 @@ func (f *fleet) account(t *testing.T, messages []hubtest.Message) (resent int) {
 		if a == nil {
 			a = &arrivals{}
 		}
-		missing := 0
+		var missing []int
 		for n := range s.acked {
 			if a.ids[n] == nil {
-				missing++
+				missing = append(missing, n)
 			}
 		}
-		if missing > 0 {
-			t.Errorf("%s: %d of %d acknowledged messages are missing", s.name, missing, s.acked)
+		if len(missing) > 0 {
+			t.Errorf("%s: %d of %d acknowledged messages are missing, from %d to %d", s.name, len(missing), s.acked, missing[0], missing[len(missing)-1])
 		}
 		for i, n := range a.firsts {
 			if i > 0 && n < a.firsts[i-1] {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -130,7 +129,7 @@ func refusedCandidates(t *testing.T, version uint16) {
 	r.connected()
 	stop := r.load(1000)
 	modes := []hubtest.Refusal{hubtest.TLSAlert, hubtest.ConnackFive, hubtest.CloseSilently, hubtest.AcceptThenDrop}
-	n := 15
+	n := 10
 	if long {
 		n = 50
 	}
@@ -198,6 +197,7 @@ func TestSilentCandidatePausesTheFlowForAMoment(t *testing.T) {
 		r.start()
 		r.connected()
 		stop := r.load(100)
+		time.Sleep(time.Second)
 		c := r.issue(certtest.Leaf{})
 		r.hub.RefuseFingerprint(c.SHA256(), hubtest.Hang)
 		r.store.offer(c)
@@ -205,7 +205,9 @@ func TestSilentCandidatePausesTheFlowForAMoment(t *testing.T) {
 		n := stop()
 		r.drained()
 		r.checkStream(n)
-		if s := r.box.longestSilence(); s > time.Second {
+		s := r.box.longestSilence()
+		t.Logf("longest silence %s", s)
+		if s > time.Second {
 			t.Errorf("the flow stopped for %s", s)
 		}
 		if c := r.hub.Connections()[0]; !c.Closed.IsZero() {
@@ -220,6 +222,7 @@ func TestSlowAnswerToTheNewConnectStillRotates(t *testing.T) {
 		r.start()
 		r.connected()
 		stop := r.load(100)
+		time.Sleep(time.Second)
 		r.hub.DelayConnack(5 * time.Second)
 		c := r.issue(certtest.Leaf{})
 		r.store.offer(c)
@@ -379,133 +382,6 @@ func TestThirtyDaysOfRenewalsKeepOneConnection(t *testing.T) {
 		}
 		r.strict()
 	})
-}
-
-func TestTwoIdentitiesOnOneHostNeverShareATLSSession(t *testing.T) {
-	for _, version := range []uint16{0x0303, 0x0304} {
-		r := newRig(t, false, hubtest.Options{MinTLS: version, MaxTLS: version})
-		var rigs []*rig
-		for i := range 2 {
-			name := fmt.Sprintf("twin-%d", i)
-			if err := r.hub.AddDevice(hubtest.Device{DeviceID: name}); err != nil {
-				t.Fatal(err)
-			}
-			q := *r
-			q.box, q.store = newBox(), newStore(r.issue(certtest.Leaf{CN: name}))
-			q.cfg.Name, q.cfg.DeviceID = name, name
-			q.cfg.Timing = Timing{RetryMin: time.Millisecond, Stable: time.Millisecond, ProofIdle: 10 * time.Millisecond}
-			q.start()
-			q.connected()
-			rigs = append(rigs, &q)
-		}
-		for range 5 {
-			for _, q := range rigs {
-				c := q.issue(certtest.Leaf{CN: q.cfg.Name})
-				q.store.offer(c)
-				q.box.text("x")
-				q.await("committed", 10*time.Second, func() bool { return same(q.store.Current(), c) })
-				q.hub.DropConnections(q.cfg.Name)
-				q.box.text("y")
-				q.drained()
-			}
-		}
-		for _, c := range r.hub.Connections() {
-			if c.Resumed || c.CommonName != c.Identity && c.Identity != "" {
-				t.Errorf("connection of %q with the certificate of %q, resumed %v", c.Identity, c.CommonName, c.Resumed)
-			}
-		}
-	}
-}
-
-// renewAll renews n identities at once under load and returns how long it took.
-func renewAll(t testing.TB, n int, connects float64) time.Duration {
-	r := newRig(t, false, hubtest.Options{})
-	r.pacer = NewPacer(Pace{Connects: 10000})
-	var all []*rig
-	var wg sync.WaitGroup
-	for i := range n {
-		name := fmt.Sprintf("dev-%03d", i+100)
-		if err := r.hub.AddDevice(hubtest.Device{DeviceID: name}); err != nil {
-			t.Fatal(err)
-		}
-		q := *r
-		q.box, q.store = newBox(), newStore(r.issue(certtest.Leaf{CN: name}))
-		q.cfg.Name, q.cfg.DeviceID = name, name
-		q.start()
-		all = append(all, &q)
-	}
-	for _, q := range all {
-		q.connected()
-	}
-	r.pacer.SetRates(connects, 0)
-	fresh := make([]*certstore.Credential, n)
-	for i, q := range all {
-		fresh[i] = q.issue(certtest.Leaf{CN: q.cfg.Name})
-	}
-	sent := make([]int, n)
-	ctx, cancel := context.WithCancel(context.Background())
-	for i, q := range all {
-		wg.Go(func() {
-			for ctx.Err() == nil {
-				q.box.text(strconv.Itoa(sent[i]))
-				sent[i]++
-				time.Sleep(100 * time.Millisecond)
-			}
-		})
-	}
-	begin := time.Now()
-	for i, q := range all {
-		q.store.offer(fresh[i])
-	}
-	for i, q := range all {
-		q.await("committed", 2*time.Minute, func() bool { return same(q.store.Current(), fresh[i]) })
-	}
-	took := time.Since(begin)
-	cancel()
-	wg.Wait()
-	for i, q := range all {
-		q.drained()
-		if got := len(r.hub.MessagesOf(q.cfg.Name)); got != sent[i] {
-			t.Errorf("%s: %d messages arrived, %d sent", q.cfg.Name, got, sent[i])
-		}
-		if st := q.s.Status(); st.Connects[ResultAccepted] != 2 {
-			t.Errorf("%s: %v", q.cfg.Name, st.Connects)
-		}
-	}
-	for _, q := range all {
-		q.stop()
-	}
-	return took
-}
-
-func TestManyRenewalsAtOnceFinishAndLoseNothing(t *testing.T) {
-	n, rate := 40, 50.0
-	if long {
-		n = 500
-	}
-	took := renewAll(t, n, rate)
-	t.Logf("%d identities renewed in %s at %g connects per second", n, took, rate)
-	if limit := time.Duration(float64(n)/rate*float64(time.Second)) + 20*time.Second; took > limit {
-		t.Errorf("took longer than %s", limit)
-	}
-}
-
-func TestCandidateIsNotTriedTwiceAtATimeAcrossIdentities(t *testing.T) {
-	p := NewPacer(Pace{Connects: 1000, Trials: 2})
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-	defer cancel()
-	a, _ := p.trial(ctx)
-	b, _ := p.trial(ctx)
-	if _, err := p.trial(ctx); err == nil {
-		t.Error("a third trial began while two were running")
-	}
-	a()
-	b()
-	if done, err := p.trial(t.Context()); err != nil {
-		t.Error(err)
-	} else {
-		done()
-	}
 }
 
 func TestStopDuringACutOverLeavesNothingBehind(t *testing.T) {

@@ -88,6 +88,9 @@ func TestConnectionLossResendsWithTheSameIDAndKeepsTheOrder(t *testing.T) {
 			if id != m.ID {
 				t.Fatalf("message %s came again as %s, first as %s", b, m.ID, id)
 			}
+			if !m.Dup {
+				t.Fatalf("message %s came again without the DUP flag", b)
+			}
 			continue
 		}
 		first[b] = m.ID

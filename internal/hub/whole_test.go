@@ -103,7 +103,7 @@ func TestResetAtAnyByteLosesNothing(t *testing.T) {
 	r := newRig(t, false, hubtest.Options{})
 	r.cfg.Timing = Timing{RetryMin: time.Microsecond, RetryMax: time.Millisecond, Stable: time.Microsecond}
 	var dials atomic.Int64
-	const step, last = 61, 8000
+	const step, last = 131, 8000
 	r.cfg.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
 		c, err := (&net.Dialer{}).DialContext(ctx, network, r.hub.Addr())
 		if err != nil {
@@ -120,7 +120,7 @@ func TestResetAtAnyByteLosesNothing(t *testing.T) {
 	r.start()
 	r.drained()
 	r.checkStream(n)
-	if d := dials.Load(); d < 30 {
+	if d := dials.Load(); d < 20 {
 		t.Errorf("only %d connections were needed", d)
 	}
 	if len(r.box.aside) > 0 {

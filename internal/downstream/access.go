@@ -29,6 +29,7 @@ var (
 	errCredentials = errors.New("user name or password wrong")
 	errAnonymous   = errors.New("a login is required")
 	errOtherUser   = errors.New("user name differs from the certificate's CN")
+	errBusy        = errors.New("too many logins at the same moment")
 	errNoCN        = errors.New("certificate without a CN")
 )
 
@@ -67,10 +68,7 @@ func (a *access) login(ctx context.Context, cn string, hasCN bool, name string, 
 	case hasCN:
 		return cn, nil
 	case a.users != nil && name != "":
-		if !a.users.Check(ctx, name, password) {
-			return "", errCredentials
-		}
-		return name, nil
+		return name, a.users.Check(ctx, name, password)
 	case a.anonymous:
 		return "", nil
 	}

@@ -3,6 +3,7 @@ package downstream
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -111,19 +112,31 @@ func TestReloadedUsersCountAtOnce(t *testing.T) {
 	t.Parallel()
 	u := usersFile(t, userLine(t, "a", "one"))
 	ctx := context.Background()
-	if !u.Check(ctx, "a", []byte("one")) {
-		t.Fatal("refused")
+	if err := u.Check(ctx, "a", []byte("one")); err != nil {
+		t.Fatal(err)
 	}
 	os.WriteFile(u.path, []byte(userLine(t, "a", "two")), 0o600)
 	if err := u.Reload(); err != nil {
 		t.Fatal(err)
 	}
-	if u.Check(ctx, "a", []byte("one")) || !u.Check(ctx, "a", []byte("two")) {
+	if !errors.Is(u.Check(ctx, "a", []byte("one")), errCredentials) || u.Check(ctx, "a", []byte("two")) != nil {
 		t.Error("the old password counts")
 	}
 	os.WriteFile(u.path, []byte("broken"), 0o600)
-	if err := u.Reload(); err == nil || !u.Check(ctx, "a", []byte("two")) {
+	if err := u.Reload(); err == nil || u.Check(ctx, "a", []byte("two")) != nil {
 		t.Errorf("a broken file: %v", err)
+	}
+	// Nobody is called a liar because others are being checked.
+	for range cap(u.verifying) {
+		u.verifying <- struct{}{}
+	}
+	over, cancel := context.WithCancel(ctx)
+	cancel()
+	if err := u.Check(over, "a", []byte("three")); !errors.Is(err, errBusy) {
+		t.Errorf("while others are checked: %v", err)
+	}
+	if err := u.Check(over, "a", []byte("two")); err != nil {
+		t.Errorf("a known password while others are checked: %v", err)
 	}
 }
 
@@ -133,7 +146,7 @@ func TestUserLineIsReadBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if u := usersFile(t, line); !u.Check(context.Background(), "press 7", []byte("secret")) {
+	if u := usersFile(t, line); u.Check(context.Background(), "press 7", []byte("secret")) != nil {
 		t.Error("refused")
 	}
 	for _, name := range []string{"", "a:b", "a\n", " a", "#a"} {

@@ -1,6 +1,7 @@
 package downstream
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/tls"
 	"encoding/hex"
@@ -131,7 +132,7 @@ func (c *conn) identify(p *packet.Connect) (assigned string, err error) {
 
 func (c *conn) login(p packet.Connect) error {
 	cn, hasCN := c.commonName()
-	ctx, cancel := c.untilOver()
+	ctx, cancel := context.WithTimeout(c.context(), c.server.cfg.ConnectTimeout/2)
 	defer cancel()
 	user, err := c.server.access.login(ctx, cn, hasCN, p.Username, p.Password)
 	switch {
@@ -140,6 +141,8 @@ func (c *conn) login(p packet.Connect) error {
 		return nil
 	case errors.Is(err, errCredentials):
 		return &refusal{v5: packet.BadCredentials, v311: packet.RefusedCredentials, err: err}
+	case errors.Is(err, errBusy):
+		return &refusal{v5: packet.ServerBusy, v311: packet.RefusedUnavailable, err: err}
 	}
 	return &refusal{v5: packet.NotAuthorized, v311: packet.RefusedNotAuthorized, err: err}
 }

@@ -277,37 +277,51 @@ func TestTopicFloodIsBounded(t *testing.T) {
 	}
 }
 
-// TestOthersKeepTheirLatency compares the slowest hundredth of one sensor's round
-// trips alone and beside hostile clients.
+// TestOthersKeepTheirLatency compares one sensor's round trips alone and beside
+// hostile clients. Client, gateway and attackers share the machine with whatever
+// else runs, so the bound only catches somebody being held up for the length of a
+// time limit; BenchmarkBesideHostileClients has the figures.
 func TestOthersKeepTheirLatency(t *testing.T) {
 	b := start(t, benchOptions{commit: time.Millisecond, config: MQTTConfig{MaxBuffered: 1 << 20}})
+	alone, beside := besideHostile(b, 8, 200)
+	if got, bound := quantile(beside, 0.5), quantile(alone, 0.5)+200*time.Millisecond; got > bound {
+		t.Errorf("median beside hostile clients %v, alone %v", got, quantile(alone, 0.5))
+	}
+}
+
+// BenchmarkBesideHostileClients reports round trips of one sensor, alone and beside
+// eight clients that attack without a pause.
+func BenchmarkBesideHostileClients(b *testing.B) {
+	s := start(b, benchOptions{commit: time.Millisecond, config: MQTTConfig{MaxBuffered: 1 << 20}})
+	alone, beside := besideHostile(s, 8, 2000)
+	for name, trips := range map[string][]time.Duration{"alone": alone, "beside": beside} {
+		b.ReportMetric(ms(quantile(trips, 0.5)), "ms-p50-"+name)
+		b.ReportMetric(ms(quantile(trips, 0.99)), "ms-p99-"+name)
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+func besideHostile(b *bench, attackers, trips int) (alone, beside []time.Duration) {
 	c := b.connect(packet.V311, "good")
-	measure := func() time.Duration {
-		var took []time.Duration
-		for id := uint16(1); id <= 300; id++ {
+	measure := func() (took []time.Duration) {
+		for i := range trips {
 			begin := time.Now()
-			c.send(telemetry(id, "x"))
-			c.puback(id)
+			c.send(telemetry(uint16(i+1), "x"))
+			c.puback(uint16(i + 1))
 			took = append(took, time.Since(begin))
 		}
-		slices.Sort(took)
-		return took[len(took)*99/100]
+		return took
 	}
-	alone := measure()
+	alone = measure()
 	stop := make(chan struct{})
 	var group sync.WaitGroup
-	for i := range 20 {
+	for i := range attackers {
 		group.Go(func() { beHostile(b, i, stop) })
 	}
-	beside := measure()
+	beside = measure()
 	close(stop)
 	group.Wait()
-	t.Logf("p99 alone %v, beside hostile clients %v", alone, beside)
-	// Client, server and attackers share two cores here; the bound only catches
-	// somebody being held up for the length of a time limit.
-	if beside > alone+250*time.Millisecond {
-		t.Errorf("p99 alone %v, beside hostile clients %v", alone, beside)
-	}
+	return alone, beside
 }
 
 func beHostile(b *bench, seed int, stop chan struct{}) {

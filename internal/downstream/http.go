@@ -69,7 +69,6 @@ type HTTP struct {
 	source   *Source
 	bind     endpoint
 	secure   *tlsReloader
-	access   access
 	notes    notes
 	origin   *http.CrossOriginProtection
 	buffered *semaphore.Weighted

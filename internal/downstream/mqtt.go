@@ -161,6 +161,9 @@ func (s *MQTT) Run(ctx context.Context) error {
 	work, stopWork := context.WithCancel(context.Background())
 	defer stopWork()
 	s.work = work
+	if s.access.enforced() && len(s.cfg.ACL) == 0 {
+		s.log.Warn("clients have to log in, but no access rule lets them publish or subscribe")
+	}
 	sweeping := make(chan struct{})
 	go func() {
 		defer close(sweeping)

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 
@@ -35,8 +36,8 @@ const nobodysHash = "$2a$10$mIbFg26g53ifFXZvxnC3cunZQCOuCBoSte57thKoBnlEZQY.tqSo
 // called at the same time.
 type Users struct {
 	path string
-	// verifying lets one password at a time be computed, so that logins cannot
-	// take the processor from the messages.
+	// verifying bounds the passwords that are computed at a time, so that logins
+	// cannot take the processor from the messages.
 	verifying chan struct{}
 	key       []byte // of the remembered passwords; random per process
 
@@ -47,7 +48,7 @@ type Users struct {
 
 // LoadUsers reads a users file. Every bad line is reported, without its hash.
 func LoadUsers(path string) (*Users, error) {
-	u := &Users{path: path, verifying: make(chan struct{}, 1), key: make([]byte, 32)}
+	u := &Users{path: path, verifying: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), key: make([]byte, 32)}
 	if _, err := rand.Read(u.key); err != nil {
 		return nil, err
 	}
@@ -114,12 +115,12 @@ func UserLine(name, password string) (string, error) {
 	return name + ":" + string(hash), nil
 }
 
-// Check tells whether the password is the user's. A first match costs tens of
-// milliseconds and waits for its turn until ctx ends; the same again costs
-// microseconds, because a thousand sensors come back at the same moment.
-func (u *Users) Check(ctx context.Context, name string, password []byte) bool {
+// Check returns nil when the password is the user's. A first match costs tens of
+// milliseconds and waits for its turn until ctx ends, which is errBusy; the same
+// again costs microseconds, because a thousand sensors come back at the same moment.
+func (u *Users) Check(ctx context.Context, name string, password []byte) error {
 	if len(password) > maxPasswordLen {
-		return false
+		return errCredentials
 	}
 	u.mu.Lock()
 	hash, exists := u.hash[name]
@@ -127,26 +128,26 @@ func (u *Users) Check(ctx context.Context, name string, password []byte) bool {
 	u.mu.Unlock()
 	digest := u.digest(hash, password)
 	if exists && remembered && hmac.Equal(known[:], digest[:]) {
-		return true
+		return nil
 	}
 	select {
 	case u.verifying <- struct{}{}:
 	case <-ctx.Done():
-		return false
+		return errBusy
 	}
 	defer func() { <-u.verifying }()
 	if !exists {
 		hash = []byte(nobodysHash)
 	}
-	matched := bcrypt.CompareHashAndPassword(hash, password) == nil && exists
-	if matched {
-		u.mu.Lock()
-		defer u.mu.Unlock()
-		if bytes.Equal(u.hash[name], hash) {
-			u.known[name] = digest
-		}
+	if bcrypt.CompareHashAndPassword(hash, password) != nil || !exists {
+		return errCredentials
 	}
-	return matched
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if bytes.Equal(u.hash[name], hash) {
+		u.known[name] = digest
+	}
+	return nil
 }
 
 func (u *Users) digest(hash, password []byte) (d [sha256.Size]byte) {

@@ -190,6 +190,9 @@ func (s *Session) weigh(e ending) time.Duration {
 	}
 	again := s.judge.weigh(s.creds, e)
 	if again {
+		if !e.proved {
+			s.board.set(func(st *Status) { st.TrialFault = e.fault })
+		}
 		return 0
 	}
 	wait := max(s.backoff.next(e.fault.Kind), time.Millisecond)

@@ -149,6 +149,10 @@ func parseItem(raw json.RawMessage) (Arrival, error) {
 	if len(bytes.TrimSpace(raw[d.InputOffset():])) > 0 {
 		return Arrival{}, fmt.Errorf("%w: more than one JSON value in a line", errMalformed)
 	}
+	return item.arrival()
+}
+
+func (item *batchItem) arrival() (Arrival, error) {
 	a := Arrival{Topic: item.Topic, ContentType: item.ContentType}
 	switch {
 	case item.PayloadBase64 != nil && item.Payload != nil:

@@ -68,6 +68,9 @@ type Identity struct {
 	AllowCNMismatch bool
 	KeepLastGood    string // KeepInMemory or KeepOnDisk
 	Commands        Commands
+	Methods         map[string]Method // those that go elsewhere than to the local topics, by name
+	AllowMethods    []string          // answered besides Methods; nil = all
+	TwinReport      TwinReport
 	Queue           Limits
 }
 
@@ -278,6 +281,7 @@ func defaultIdentity(hub Hub) Identity {
 		Hub:          hub,
 		KeepLastGood: KeepInMemory,
 		Commands:     Commands{C2D: true, Methods: true, Twin: true},
+		TwinReport:   defaultTwinReport(),
 		Queue:        Limits{MaxBytes: 1 << 30, MaxAge: 168 * time.Hour, WhenFull: WhenFullRefuse},
 	}
 }

@@ -93,6 +93,7 @@ func TestDefaultsFillWhatTheFileLeavesOut(t *testing.T) {
 		Certificate:  Certificate{Cert: dir + "/files/press-7.pem", Key: dir + "/files/press-7.key"},
 		KeepLastGood: "memory",
 		Commands:     Commands{C2D: true, Methods: true, Twin: true},
+		TwinReport:   TwinReport{Key: "gatewayd", Every: time.Hour},
 		Queue:        Limits{MaxBytes: 1 << 30, MaxAge: 168 * time.Hour, WhenFull: "refuse"},
 	}}
 	want.Warnings = c.Warnings
@@ -143,13 +144,23 @@ func TestEveryKeyIsHonoured(t *testing.T) {
 			Certificate:     Certificate{Cert: file("press-7.pem"), Key: file("press-7.key")},
 			AllowCNMismatch: true, KeepLastGood: "memory",
 			Commands: Commands{Methods: true, Twin: true},
-			Queue:    Limits{MaxBytes: 65536, WhenFull: "drop-oldest"},
+			Methods: map[string]Method{
+				"start":  {URL: "http://127.0.0.1:9000/start", Timeout: 5 * time.Second},
+				"stop":   {Exec: []string{file("token"), "-f"}, Timeout: 25 * time.Second},
+				"date":   {Exec: []string{"date"}, Timeout: 25 * time.Second},
+				"health": {Builtin: "status", Timeout: 25 * time.Second},
+				"slow":   {Timeout: 5 * time.Minute},
+			},
+			AllowMethods: []string{"reset"},
+			TwinReport:   TwinReport{Every: 24 * time.Hour},
+			Queue:        Limits{MaxBytes: 65536, WhenFull: "drop-oldest"},
 		}, {
 			Name: "press-8.filter", HostName: "contoso.azure-devices.net", DeviceID: "press-8", ModuleID: "filter",
 			Hub:          root,
 			Certificate:  Certificate{PKCS12: file("filter.p12"), PassphraseFile: file("filter.pass")},
 			KeepLastGood: "memory",
 			Commands:     Commands{C2D: true, Methods: true, Twin: true},
+			TwinReport:   TwinReport{Key: "gatewayd", Every: time.Hour},
 			Queue:        Limits{MaxBytes: 1 << 30, MaxAge: 168 * time.Hour, WhenFull: "refuse"},
 		}},
 		Downstream: Downstream{

@@ -128,6 +128,7 @@ func (d *decoder) identity(n *yaml.Node, path string, hub Hub) Identity {
 	c.boolean("methods", &id.Commands.Methods)
 	c.boolean("twin", &id.Commands.Twin)
 	c.finish()
+	o.methods(&id)
 	q := o.object("queue")
 	q.size("max_bytes", &id.Queue.MaxBytes, 1<<10, math.MaxInt64)
 	q.duration("max_age", &id.Queue.MaxAge, 0, longest)

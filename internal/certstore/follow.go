@@ -43,6 +43,7 @@ type follower struct {
 	poke  chan struct{} // what tick looks at has changed
 
 	every time.Duration // between polls
+	rest  time.Duration // between readings that events cause
 	paths func() []string
 	look  func(read func(Source) sight) view
 	// judge takes what the files hold. stable is how long they have been so; true asks for another call with the same view
@@ -123,7 +124,7 @@ func (f *follower) touched(now time.Time) {
 	}
 	f.begin(now)
 	f.at = now
-	if rested := f.read.Add(restEvery); rested.After(now) {
+	if rested := f.read.Add(f.rest); rested.After(now) {
 		f.at = rested
 	}
 }

@@ -28,6 +28,7 @@ type rig struct {
 	logs     *observer.ObservedLogs
 	pollOnly bool
 	poll     time.Duration
+	rest     time.Duration
 }
 
 const press = "press-7"
@@ -94,6 +95,9 @@ func (r *rig) run() (stop func()) {
 	r.t.Helper()
 	r.open()
 	r.watcher = NewWatcher(WatcherOptions{PollOnly: r.pollOnly, Poll: r.poll, Log: r.o.Log})
+	if r.rest > 0 {
+		r.watcher.rest = r.rest
+	}
 	r.watcher.Add(r.store)
 	return r.runWatcher()
 }

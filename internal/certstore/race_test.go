@@ -154,7 +154,7 @@ func TestStoreFollowsBurstsOfRotations(t *testing.T) {
 		t.Run(style, func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t)
-			r.o.TrialSpacing = -1
+			r.o.TrialSpacing, r.rest = -1, 50*time.Millisecond
 			g := newGenerations(t, r, 32)
 			layOut(t, r, style, g.pairs[0])
 			rotate := rotations(r)[style]

@@ -30,6 +30,7 @@ type Watcher struct {
 	o   WatcherOptions
 	log *zap.Logger
 
+	rest time.Duration // restEvery, but in tests that have no second to wait
 	news chan struct{} // to Run: a member waits for its start
 
 	mu       sync.Mutex
@@ -74,7 +75,7 @@ func NewWatcher(o WatcherOptions) *Watcher {
 	if o.Poll <= 0 {
 		o.Poll = pollEvery
 	}
-	return &Watcher{o: o, log: o.Log, news: make(chan struct{}, 1), members: map[any]*member{}, folders: map[string]*folder{}}
+	return &Watcher{o: o, log: o.Log, rest: restEvery, news: make(chan struct{}, 1), members: map[any]*member{}, folders: map[string]*folder{}}
 }
 
 // Add follows the files of s: at once when the Watcher runs, else as soon as it does. A Store belongs to one Watcher.
@@ -89,7 +90,7 @@ func (w *Watcher) add(key any, f *follower, report func(string, []string)) {
 	if w.members[key] != nil {
 		return
 	}
-	f.every = w.o.Poll
+	f.every, f.rest = w.o.Poll, w.rest
 	w.members[key] = &member{f: f, report: report, done: make(chan struct{})}
 	wake(w.news)
 }

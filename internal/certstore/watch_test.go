@@ -153,7 +153,7 @@ func TestEventsAloneSeeEveryReplacement(t *testing.T) {
 		t.Run(l.name, func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t)
-			r.poll = time.Hour
+			r.poll, r.rest = time.Hour, 50*time.Millisecond
 			first := r.issue(certtest.Leaf{})
 			l.prepare(r, first)
 			r.o.Source = r.src
@@ -319,7 +319,7 @@ func TestEventStormCausesFewReadings(t *testing.T) {
 	f := r.store.follower()
 	look := f.look
 	f.look = func(read func(Source) sight) view { readings++; return look(read) }
-	f.every = time.Hour
+	f.every, f.rest = time.Hour, restEvery
 	w := NewWatcher(WatcherOptions{})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})

@@ -53,13 +53,16 @@ func TestFolderStaysWithinItsBound(t *testing.T) {
 			}
 		}
 	}
+	for j.Stats().Pending > 0 {
+		time.Sleep(time.Millisecond)
+	}
 	s := j.Stats()
 	t.Logf("%d accepted, %d refused, %+v", accepted, refused, s)
 	if accepted < 3000 || s.Compacted == 0 {
 		t.Errorf("only %d accepted, %d moved", accepted, s.Compacted)
 	}
 	for _, q := range []*Queue{stalled, busy} {
-		if n, want := len(drain(t, q)), q.Stats().Messages; int64(n) != want {
+		if want, n := q.Stats().Messages, len(drain(t, q)); int64(n) != want {
 			t.Errorf("%s: %d messages, want %d", q.Name(), n, want)
 			l := q.lanes[0]
 			t.Logf("water %d seen %d base %d count %d win %d ahead %d ext %d", l.water, l.seen, l.base, l.count, len(l.win), len(l.ahead), len(l.ext))

@@ -36,6 +36,11 @@ func (c *compaction) extent(q *Queue, class uint8, e *extent, join bool) error {
 	}
 	q.mu.Lock()
 	l := q.lanes[class]
+	for i := range l.ext {
+		if x := &l.ext[i]; x.seg == e.seg && x.first == e.first && len(recs) < int(x.count) {
+			q.settleLossLocked(l, x, recs)
+		}
+	}
 	var live []rec
 	for _, r := range recs {
 		if l.waits(e.first + uint64(r.seq)) {

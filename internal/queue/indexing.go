@@ -121,6 +121,8 @@ func (j *Journal) rescan(g *segment, qid uint32, class uint8, first, last uint64
 // writeIndex writes the index of a sealed segment behind its groups and lets go of what memory holds of it. It is not synced: an index that a crash
 // tore fails its checksum and is rebuilt. A segment whose disk refuses keeps its index in memory.
 func (j *Journal) writeIndex(g *segment) {
+	g.pins.Add(1) // the writer may hand slots on meanwhile; one that is pinned stays
+	defer g.unpin()
 	if g.dead.Load() || g.footer.Load() != 0 {
 		return
 	}

@@ -64,14 +64,6 @@ func TestFolderStaysWithinItsBound(t *testing.T) {
 	for _, q := range []*Queue{stalled, busy} {
 		if want, n := q.Stats().Messages, len(drain(t, q)); int64(n) != want {
 			t.Errorf("%s: %d messages, want %d", q.Name(), n, want)
-			l := q.lanes[0]
-			t.Logf("water %d seen %d base %d count %d win %d ahead %d ext %d", l.water, l.seen, l.base, l.count, len(l.win), len(l.ahead), len(l.ext))
-			for _, e := range l.ext {
-				t.Logf("%d..%d n %d seg %d cold %v dead %v live %d", e.first, e.last, e.count, e.seg.id, e.seg.cold, e.seg.dead.Load(), e.seg.live.Load())
-			}
-			for _, e := range j.segments {
-				t.Logf("seg %d cold %v live %d", e.id, e.cold, e.live.Load())
-			}
 		}
 	}
 	stop()

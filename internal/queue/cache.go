@@ -113,17 +113,6 @@ func (c *frameCache) release(e *cached) {
 	c.mu.Unlock()
 }
 
-// forget drops the frames of a segment whose slot is used again. Keys carry the segment's id, so this is about memory only.
-func (c *frameCache) forget(seg uint64) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for k, e := range c.m {
-		if k.seg == seg {
-			c.evict(e)
-		}
-	}
-}
-
 func (c *frameCache) evict(e *cached) {
 	delete(c.m, e.key)
 	c.unlink(e)

@@ -199,7 +199,7 @@ func (id *Identity) store(a *arrival, before []*arrival) bool {
 }
 
 func (id *Identity) message(a *arrival) queue.Message {
-	m := queue.Message{Source: sourceC2D, Topic: string(appendBag(nil, a.bag)), Payload: a.payload, MaxAge: id.o.MaxAge}
+	m := queue.Message{Source: sourceC2D, Topic: string(appendBag(nil, a.bag)), Payload: a.payload, MaxAge: id.opt().MaxAge}
 	now, trusted := id.c.cfg.Clock.Now()
 	if exp := expiry(a.bag); !exp.IsZero() && trusted {
 		left := max(exp.Sub(now), time.Millisecond)

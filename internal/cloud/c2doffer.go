@@ -56,7 +56,7 @@ const noteSeq = "seq"
 
 // subscribed offers what waits to whoever has come.
 func (id *Identity) subscribed() {
-	if id.waiting.Load() > 0 {
+	if id.opt().C2D && id.waiting.Load() > 0 {
 		id.post(id.offerAll)
 	}
 }

@@ -239,10 +239,10 @@ func (c *Cloud) Do(_ context.Context, cmd downstream.Command, done func(error)) 
 		return err
 	}
 	switch {
-	case cmd.Kind == downstream.MethodResponse && id.o.Methods:
+	case cmd.Kind == downstream.MethodResponse && id.opt().Methods:
 		return id.accept(func() { done(id.answered(cmd.Status, cmd.RequestID, cmd.Payload)) })
-	case cmd.Kind == downstream.Reported && id.o.Twin:
-		return id.accept(func() { id.change(cmd.Payload, done) })
+	case cmd.Kind == downstream.Reported && id.opt().Twin:
+		return id.accept(func() { id.patch(cmd.Payload, done) })
 	}
 	return ErrUnknown
 }
@@ -271,7 +271,7 @@ func (c *Cloud) watchStates(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		for _, id := range c.all() {
-			id.showState(c.cfg.State(id.o.Name))
+			id.showState(c.cfg.State(id.opt().Name))
 		}
 		select {
 		case <-ctx.Done():

@@ -33,9 +33,9 @@ func (c *Cloud) handle(id *Identity, key, name string, t Target, payload []byte,
 		var a answer
 		switch {
 		case t.Builtin != "":
-			a = c.builtin(ctx, id.o.Name, t.Builtin, payload)
+			a = c.builtin(ctx, id.opt().Name, t.Builtin, payload)
 		case t.URL != "":
-			a = callback(ctx, id.o.Name, name, t.URL, payload)
+			a = callback(ctx, id.opt().Name, name, t.URL, payload)
 		default:
 			a = c.program(ctx, id, name, t.Exec, payload)
 		}
@@ -117,7 +117,7 @@ func (c *Cloud) program(ctx context.Context, id *Identity, method string, argv [
 	}
 	out := &bounded{most: maxMethodBody}
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "GATEWAYD_IDENTITY=" + id.o.Name, "GATEWAYD_METHOD=" + method}
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "GATEWAYD_IDENTITY=" + id.opt().Name, "GATEWAYD_METHOD=" + method}
 	cmd.Stdin, cmd.Stdout = bytes.NewReader(payload), out
 	cmd.WaitDelay = killWait
 	ownGroup(cmd)

@@ -58,7 +58,7 @@ func (c *Cloud) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	name, sequence, single := strings.Cut(rest, "/")
 	id, err := c.identity(name)
-	if err != nil || isTwin && (!id.o.Twin || single) || !isTwin && !id.o.C2D {
+	if err != nil || isTwin && (!id.opt().Twin || single) || !isTwin && !id.opt().C2D {
 		fail(w, http.StatusNotFound, "there is no such identity, or this is switched off for it")
 		return
 	}
@@ -323,7 +323,7 @@ func (id *Identity) servePatch(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	done := make(chan error, 1)
-	if err := id.accept(func() { id.change(encode(reported), func(err error) { done <- err }) }); err != nil {
+	if err := id.accept(func() { id.patch(encode(reported), func(err error) { done <- err }) }); err != nil {
 		failFor(w, err)
 		return
 	}

@@ -55,10 +55,10 @@ const (
 
 // Identity is one identity's part of a Cloud. It implements hub.Commands.
 type Identity struct {
-	c   *Cloud
-	o   Options
-	log *zap.Logger
-	q   *queue.Queue // nil without C2D
+	c       *Cloud
+	options atomic.Pointer[Options]
+	log     *zap.Logger
+	q       *queue.Queue // nil while C2D was never on
 
 	// What follows up to mu belongs to the step at hand.
 	c2d     c2d
@@ -72,43 +72,106 @@ type Identity struct {
 	mu      sync.Mutex
 	box     []func()
 	onStage bool          // scheduled, or in a step
+	gone    bool          // removed
 	news    chan struct{} // closed and replaced when there is a new C2D message
 	alarm   *time.Timer
 	alarmAt time.Time // zero = not set
 }
 
-// Add makes the part of an identity and reads what it has on disk. It may be called
-// before Run only.
+// opt is what was configured last.
+func (id *Identity) opt() *Options { return id.options.Load() }
+
+// Add makes the part of an identity and reads what it has on disk. Called again
+// for the same name, while no session of it runs, it changes what is brought down;
+// what waits stays. It may be called at any time.
 func (c *Cloud) Add(o Options) (*Identity, error) {
 	if o.ReportEvery <= 0 {
 		o.ReportEvery = time.Hour
 	}
-	id := &Identity{c: c, o: o, log: c.log.With(zap.String("identity", o.Name)), news: make(chan struct{})}
 	for name, t := range o.Targets {
 		if t.Builtin != "" && c.cfg.Builtins[t.Builtin] == nil {
 			return nil, fmt.Errorf("methods.%s: there is no built-in method %q", name, t.Builtin)
 		}
 	}
-	if o.C2D {
-		q, err := c.cfg.Journal.Queue(QueueName(o.Name), queue.Limits{MaxBytes: c2dBytes})
+	if id, err := c.identity(o.Name); err == nil {
+		return id, id.change(o)
+	}
+	id := &Identity{c: c, log: c.log.With(zap.String("identity", o.Name)), news: make(chan struct{})}
+	if err := id.set(o); err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	c.ids[o.Name] = id
+	running := c.work != nil
+	c.mu.Unlock()
+	if running {
+		id.post(id.begin)
+	}
+	return id, nil
+}
+
+// change sets other options, in a step when there may be one.
+func (id *Identity) change(o Options) (err error) {
+	id.c.mu.Lock()
+	running := id.c.work != nil
+	id.c.mu.Unlock()
+	if !running {
+		return id.set(o)
+	}
+	done := make(chan error, 1)
+	if !id.post(func() {
+		err := id.set(o)
+		if err == nil {
+			id.begin()
+		}
+		done <- err
+	}) {
+		return ErrStopped
+	}
+	return <-done
+}
+
+// set takes options over and reads from disk what they ask for and is not known.
+func (id *Identity) set(o Options) error {
+	if o.C2D && id.q == nil {
+		q, err := id.c.cfg.Journal.Queue(QueueName(o.Name), queue.Limits{MaxBytes: c2dBytes})
 		if err != nil {
-			return nil, fmt.Errorf("commands of %s: %w", o.Name, err)
+			return fmt.Errorf("commands of %s: %w", o.Name, err)
 		}
 		id.q = q
 		if err := id.restoreC2D(); err != nil {
-			return nil, fmt.Errorf("commands of %s: %w", o.Name, err)
+			id.q = nil
+			return fmt.Errorf("commands of %s: %w", o.Name, err)
 		}
 	}
-	if o.Twin {
-		id.restoreTwin()
+	if was := id.opt(); o.Twin && (was == nil || !was.Twin) {
+		id.twin = twin{}
+		id.restoreTwin(o.Name)
+	} else if was != nil && was.Twin && !o.Twin {
+		id.retain("twin/desired", nil)
 	}
+	id.options.Store(&o)
+	return nil
+}
+
+// Remove forgets an identity, whose session has ended. What it has on disk stays.
+func (c *Cloud) Remove(name string) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.ids[o.Name] != nil {
-		return nil, fmt.Errorf("commands of %s: added twice", o.Name)
+	id := c.ids[name]
+	delete(c.ids, name)
+	c.mu.Unlock()
+	if id == nil {
+		return
 	}
-	c.ids[o.Name] = id
-	return id, nil
+	id.post(func() {
+		// An empty value only takes the retained one away.
+		id.retain("status", nil)
+		id.retain("twin/desired", nil)
+	})
+	id.stopAlarm()
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	id.gone = true
 }
 
 // post puts something into the box. It never blocks, and does nothing when the
@@ -131,7 +194,7 @@ func (id *Identity) accept(f func()) error {
 func (id *Identity) put(f func(), bounded bool) bool {
 	id.mu.Lock()
 	defer id.mu.Unlock()
-	if bounded && len(id.box) >= maxBox {
+	if id.gone || bounded && len(id.box) >= maxBox {
 		return false
 	}
 	if !id.onStage {
@@ -154,9 +217,7 @@ func (id *Identity) step() {
 	for _, f := range box {
 		f()
 	}
-	if id.o.Twin {
-		id.flushTwin()
-	}
+	id.flushTwin()
 	id.mu.Lock()
 	defer id.mu.Unlock()
 	if len(id.box) == 0 {
@@ -173,10 +234,10 @@ func (id *Identity) step() {
 
 // begin is the first step after the start.
 func (id *Identity) begin() {
-	if id.o.Twin {
+	if id.opt().Twin {
 		id.showDesired()
 	}
-	if id.waiting.Load() > 0 {
+	if id.opt().C2D && id.waiting.Load() > 0 {
 		id.offerAll()
 	}
 }
@@ -185,7 +246,7 @@ func (id *Identity) begin() {
 func (id *Identity) wakeAt(t time.Time) {
 	id.mu.Lock()
 	defer id.mu.Unlock()
-	if !id.alarmAt.IsZero() && !t.Before(id.alarmAt) {
+	if id.gone || (!id.alarmAt.IsZero() && !t.Before(id.alarmAt)) {
 		return
 	}
 	id.alarmAt = t
@@ -215,11 +276,11 @@ func (id *Identity) stopAlarm() {
 // tick looks at everything that waits for a time and asks for the next one.
 func (id *Identity) tick() {
 	now := time.Now()
-	if id.o.C2D {
+	if id.opt().C2D {
 		id.tickC2D(now)
 	}
 	id.tickMethods(now)
-	if id.o.Twin {
+	if id.opt().Twin {
 		id.tickTwin(now)
 	}
 }
@@ -227,13 +288,13 @@ func (id *Identity) tick() {
 // Filters is part of hub.Commands. Modules get no C2D messages.
 func (id *Identity) Filters(h hub.Identity) []packet.Subscription {
 	var all []packet.Subscription
-	if id.o.C2D && h.ModuleID == "" {
+	if id.opt().C2D && h.ModuleID == "" {
 		all = append(all, packet.Subscription{Filter: "devices/" + h.DeviceID + c2dLevels + "#", QoS: 1})
 	}
-	if id.o.Methods {
+	if id.opt().Methods {
 		all = append(all, packet.Subscription{Filter: methodPrefix + "#"})
 	}
-	if id.o.Twin {
+	if id.opt().Twin {
 		all = append(all, packet.Subscription{Filter: twinAnswerPrefix + "#"}, packet.Subscription{Filter: desiredPrefix + "#"})
 	}
 	return all
@@ -245,7 +306,7 @@ func (id *Identity) Connected(link hub.Link, refused []string) {
 		id.log.Warn("the hub refuses a subscription", zap.String("filter", f))
 	}
 	id.post(func() {
-		if id.o.Twin {
+		if id.opt().Twin {
 			id.twinConnected(link)
 		}
 	})
@@ -256,15 +317,15 @@ func (id *Identity) Connected(link hub.Link, refused []string) {
 func (id *Identity) Received(link hub.Link, m hub.Inbound, ack func()) {
 	t := parseTopic(m.Topic)
 	switch {
-	case t.kind == topicC2D && id.o.C2D:
+	case t.kind == topicC2D && id.opt().C2D:
 		id.arrived(link, t.bag, m.Payload, ack)
-	case t.kind == topicMethod && id.o.Methods:
+	case t.kind == topicMethod && id.opt().Methods:
 		if id.accept(func() { id.called(link, t, m.Payload) }) != nil {
 			id.overloaded(link, t)
 		}
-	case t.kind == topicTwinAnswer && id.o.Twin:
+	case t.kind == topicTwinAnswer && id.opt().Twin:
 		id.post(func() { id.twinAnswered(link, t, m.Payload) })
-	case t.kind == topicDesired && id.o.Twin:
+	case t.kind == topicDesired && id.opt().Twin:
 		id.post(func() { id.desiredChanged(link, t, m.Payload) })
 	default:
 		ack()
@@ -285,7 +346,7 @@ func (id *Identity) showState(s State) {
 		Since     time.Time `json:"since"`
 	}{s.Connected, s.State, s.Fault, now.UTC().Truncate(time.Second)})
 	if err == nil {
-		id.retain("status", b)
+		id.post(func() { id.retain("status", b) })
 	}
 }
 
@@ -298,6 +359,8 @@ func (id *Identity) retain(topic string, payload []byte) {
 	}
 }
 
-func (id *Identity) topic(rest string) string { return downstream.LocalPrefix + id.o.Name + "/" + rest }
+func (id *Identity) topic(rest string) string {
+	return downstream.LocalPrefix + id.opt().Name + "/" + rest
+}
 
 const jsonType = "application/json"

@@ -96,7 +96,9 @@ func TestC2DThroughKills(t *testing.T) {
 			t.Fatalf("%d of %d messages after %d rounds", len(seen), n, round)
 		}
 		c := s.connect(packet.V311, "plc", round%3 > 0)
-		c.subscribe("gateway/press-7/c2d/#")
+		if !c.resumed {
+			c.subscribe("gateway/press-7/c2d/#")
+		}
 		for end := time.Now().Add(120 * time.Millisecond); time.Now().Before(end); {
 			check(t, c.nc.SetReadDeadline(end))
 			f, err := c.r.Next()

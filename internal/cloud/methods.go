@@ -69,7 +69,7 @@ func answerTopic(rid string, status int) string {
 // called starts a method.
 func (id *Identity) called(link hub.Link, t topic, payload []byte) {
 	s := &id.methods
-	target, own := id.o.Targets[t.name]
+	target, own := id.opt().Targets[t.name]
 	timeout := target.Timeout
 	if timeout <= 0 {
 		timeout = DefaultMethodTimeout
@@ -84,7 +84,7 @@ func (id *Identity) called(link hub.Link, t topic, payload []byte) {
 	switch {
 	case full:
 		id.answer(key, refusal(http.StatusTooManyRequests, "%d methods are waiting for their answers already", maxCalls))
-	case !own && id.o.Allow != nil && !slices.Contains(id.o.Allow, t.name):
+	case !own && id.opt().Allow != nil && !slices.Contains(id.opt().Allow, t.name):
 		id.answer(key, refusal(http.StatusNotFound, "method %q is not allowed on this gateway", t.name))
 	case len(payload) > maxMethodBody:
 		id.answer(key, refusal(http.StatusRequestEntityTooLarge, "payload of %d bytes, %d are allowed", len(payload), maxMethodBody))
@@ -189,6 +189,6 @@ func (id *Identity) tickMethods(now time.Time) {
 
 // local says whether a method goes to the local topics.
 func (id *Identity) local(name string) bool {
-	t := id.o.Targets[name]
+	t := id.opt().Targets[name]
 	return t.URL == "" && len(t.Exec) == 0 && t.Builtin == ""
 }

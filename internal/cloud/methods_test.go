@@ -128,10 +128,7 @@ func TestAMethodIsAnsweredOnlyOnTheLinkThatAsked(t *testing.T) {
 		_, _, _ = s.hub.InvokeMethod(lost, "press-7", "start", nil, patience)
 	}()
 	first := c.receive()
-	before := s.hub.Counters("press-7").Connects
-	s.hub.DropConnections("press-7")
-	s.eventually("connected again", func() bool { return s.hub.Counters("press-7").Connects > before })
-	s.online()
+	s.reconnect("press-7")
 	if c.publish(first.Properties.ResponseTopic, `"late"`) != 0 {
 		t.Error("a late answer is refused")
 	}

@@ -68,25 +68,25 @@ func (r *reported) document() object {
 // errPatch wraps what is wrong with a patch.
 var errPatch = fmt.Errorf("%w: reported properties", downstream.ErrProperty)
 
-// change takes a patch of reported properties from a local client; done is called
+// patch takes a patch of reported properties from a local client; done is called
 // after it is synced, or with the reason why it is refused.
-func (id *Identity) change(body []byte, done func(error)) {
+func (id *Identity) patch(body []byte, done func(error)) {
 	t := &id.twin
 	if len(body) > maxSection {
 		done(fmt.Errorf("%w: a patch of %d bytes, the hub allows %d", errPatch, len(body), maxSection))
 		return
 	}
-	patch, err := decodeObject(body)
+	change, err := decodeObject(body)
 	if err == nil {
-		err = checkPatch(patch)
+		err = checkPatch(change)
 	}
 	if err == nil && id.reports() {
-		if _, own := patch[id.o.ReportKey]; own {
-			err = fmt.Errorf("%q is the gateway's own", id.o.ReportKey)
+		if _, own := change[id.opt().ReportKey]; own {
+			err = fmt.Errorf("%q is the gateway's own", id.opt().ReportKey)
 		}
 	}
 	if err == nil {
-		if n := len(encode(merge(t.document(), patch))); n > maxSection {
+		if n := len(encode(merge(t.document(), change))); n > maxSection {
 			err = fmt.Errorf("they would have %d bytes, the hub allows %d", n, maxSection)
 		}
 	}
@@ -94,7 +94,7 @@ func (id *Identity) change(body []byte, done func(error)) {
 		done(fmt.Errorf("%w: %w", errPatch, err))
 		return
 	}
-	if !t.add(patch) {
+	if !t.add(change) {
 		done(fmt.Errorf("reported properties: too many changes wait for the hub: %w", queue.ErrFull))
 		return
 	}
@@ -127,7 +127,7 @@ func (id *Identity) flushTwin() {
 	if !t.changed {
 		return
 	}
-	err := id.c.files.write(id.o.Name, reportedFile, t.content())
+	err := id.c.files.write(id.opt().Name, reportedFile, t.content())
 	if err == nil {
 		t.unsent, t.changed, t.diskBad = t.next, false, false
 	} else {
@@ -181,7 +181,7 @@ func (id *Identity) patchRefused(kind requestKind, status int, body []byte) {
 	_ = json.Unmarshal(body, &reason) // an explanation is welcome and not needed
 	if kind == reporting {
 		t.own = nil
-		t.ownAt = time.Now().Add(id.o.ReportEvery)
+		t.ownAt = time.Now().Add(id.opt().ReportEvery)
 		t.ownDue = t.ownAt
 	} else {
 		t.dropHead()
@@ -202,7 +202,7 @@ func clip(s string) string {
 const ownSettle = 5 * time.Second
 
 // reports says whether the gateway reports on itself.
-func (id *Identity) reports() bool { return id.o.ReportKey != "" && id.c.cfg.Report != nil }
+func (id *Identity) reports() bool { return id.opt().ReportKey != "" && id.c.cfg.Report != nil }
 
 // ownReport is the patch with which the gateway reports on itself; nil when it is
 // not due. Between reports only another version or certificate is worth one: the
@@ -213,12 +213,12 @@ func (id *Identity) ownReport(now time.Time) object {
 		return nil
 	}
 	// As JSON has it, to be comparable with what the hub says.
-	own, err := decodeObject(encode(object{id.o.ReportKey: id.c.cfg.Report(id.o.Name)}))
+	own, err := decodeObject(encode(object{id.opt().ReportKey: id.c.cfg.Report(id.opt().Name)}))
 	if err != nil {
-		t.ownAt = now.Add(id.o.ReportEvery)
+		t.ownAt = now.Add(id.opt().ReportEvery)
 		return nil
 	}
-	if now.Before(t.ownDue) && reflect.DeepEqual(steady(own, id.o.ReportKey), steady(t.own, id.o.ReportKey)) {
+	if now.Before(t.ownDue) && reflect.DeepEqual(steady(own, id.opt().ReportKey), steady(t.own, id.opt().ReportKey)) {
 		t.ownAt = t.ownDue
 		return nil
 	}

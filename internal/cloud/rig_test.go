@@ -311,6 +311,15 @@ func filters(o Options) (n int) {
 
 func (s *site) eventually(what string, ok func() bool) { s.Helper(); eventually(s.T, what, ok) }
 
+// reconnect drops the link and waits for the next one.
+func (s *site) reconnect(name string) {
+	s.Helper()
+	before := s.hub.Counters(name).Connects
+	s.hub.DropConnections(name)
+	s.eventually("connected again", func() bool { return s.hub.Counters(name).Connects > before })
+	s.online()
+}
+
 // strict fails the test if the hub saw anything that the real one forbids.
 func (s *site) strict() {
 	s.Helper()
@@ -345,6 +354,8 @@ type client struct {
 	nc net.Conn
 	r  *packet.Reader
 	v  packet.Version
+
+	resumed bool // the gateway has kept its session
 }
 
 // connect logs a client in; clean says whether it starts anew.
@@ -358,6 +369,7 @@ func (s *site) connect(v packet.Version, id string, clean bool) *client {
 	if err != nil || a.Code != 0 {
 		s.Fatalf("CONNACK %+v, %v", a, err)
 	}
+	c.resumed = a.SessionPresent
 	return c
 }
 

@@ -58,15 +58,15 @@ type desiredPatch struct {
 }
 
 // restoreTwin reads what an earlier run left. What cannot be read is asked for.
-func (id *Identity) restoreTwin() {
+func (id *Identity) restoreTwin(name string) {
 	t := &id.twin
-	if b := id.c.files.read(id.o.Name, desiredFile); b != nil {
+	if b := id.c.files.read(name, desiredFile); b != nil {
 		if o, err := decodeObject(b); err == nil {
 			t.raw, t.version = b, versionOf(o)
 		}
 	}
 	var kept reportedFileContent
-	if b := id.c.files.read(id.o.Name, reportedFile); b != nil && json.Unmarshal(b, &kept) == nil {
+	if b := id.c.files.read(name, reportedFile); b != nil && json.Unmarshal(b, &kept) == nil {
 		t.restore(kept)
 	}
 }
@@ -177,7 +177,7 @@ func (id *Identity) twinAnswered(link hub.Link, a topic, body []byte) {
 		if kind == patching {
 			t.confirmed()
 		} else {
-			t.ownConfirmed(time.Now().Add(id.o.ReportEvery))
+			t.ownConfirmed(time.Now().Add(id.opt().ReportEvery))
 		}
 	case a.status == 429 || a.status >= 500 || kind == getting:
 		if t.fails == 0 {
@@ -275,7 +275,7 @@ func (id *Identity) setDesired(section object) {
 	if string(raw) == string(t.raw) {
 		return
 	}
-	err := id.c.files.write(id.o.Name, desiredFile, raw)
+	err := id.c.files.write(id.opt().Name, desiredFile, raw)
 	if err != nil && !t.diskBad {
 		id.log.Warn("desired properties not kept on disk", zap.Error(err))
 	}

@@ -180,7 +180,7 @@ func TestReportedPropertiesThatTheHubWouldRefuseAreRefusedHere(t *testing.T) {
 		{`{"gatewayd":1}`, "gateway's own"},
 	} {
 		var got error
-		id.change([]byte(tc.patch), func(err error) { got = err })
+		id.patch([]byte(tc.patch), func(err error) { got = err })
 		if !errors.Is(got, downstream.ErrProperty) || !strings.Contains(got.Error(), tc.reason) {
 			t.Errorf("%.60s: %v; want %q", tc.patch, got, tc.reason)
 		}
@@ -189,7 +189,7 @@ func TestReportedPropertiesThatTheHubWouldRefuseAreRefusedHere(t *testing.T) {
 	half := `{"%s":"` + strings.Repeat("v", 4000) + `"}`
 	accepted := 0
 	for i := range 12 {
-		id.change(fmt.Appendf(nil, half, fmt.Sprint("k", i)), func(err error) {
+		id.patch(fmt.Appendf(nil, half, fmt.Sprint("k", i)), func(err error) {
 			if err == nil {
 				accepted++
 			}
@@ -206,7 +206,7 @@ func TestReportedPropertiesAreRefusedWhenTheDiskTakesNothing(t *testing.T) {
 	id := byHand(t, everything("press-7"))
 	tell := func(patch string) (got error) {
 		got = errors.New("not told")
-		id.change([]byte(patch), func(err error) { got = err })
+		id.patch([]byte(patch), func(err error) { got = err })
 		id.flushTwin()
 		return got
 	}
@@ -241,8 +241,7 @@ func TestTheGatewayReportsOnItself(t *testing.T) {
 	s.eventually("rotated", func() bool { return s.g.creds["press-7"].fingerprint() != first })
 	is("the new certificate")
 	// A connect without news is not worth a message.
-	s.hub.DropConnections("press-7")
-	s.online()
+	s.reconnect("press-7")
 	time.Sleep(5 * testSettle)
 	if n := s.hub.Twin("press-7").ReportedVersion - version; n != 1 {
 		t.Errorf("%d reports after the first, want 1", n)

@@ -169,9 +169,11 @@ func (j *Journal) readRecord(e entry, m *Message) (stamp, error) {
 	if s, err, ok := j.readAlone(e, m); ok {
 		return s, err
 	}
-	need := int(e.item) + itemHeaderLen + int(e.size)
+	// The size counts names that neighbours share, so the record may be smaller: it
+	// says how much to read, not what must be there.
+	need, want := int(e.item)+itemHeaderLen, int(e.item)+itemHeaderLen+int(e.size)
 	for {
-		c, err := j.frameAt(e.seg, e.frame, need)
+		c, err := j.frameAt(e.seg, e.frame, need, want)
 		if err != nil {
 			return stamp{}, err
 		}
@@ -262,8 +264,8 @@ func decodeRecord(v frameView, item int, seq uint64, m *Message) (s stamp, err e
 	return s, nil
 }
 
-// frameAt returns at least need bytes of a frame, from memory or from the disk, fewer only where the segment ends.
-func (j *Journal) frameAt(s *segment, frame uint32, need int) (*cached, error) {
+// frameAt returns at least need bytes of a frame, from memory or, where it reads want and more, from the disk; fewer only where the segment ends.
+func (j *Journal) frameAt(s *segment, frame uint32, need, want int) (*cached, error) {
 	k := frameKey{s.id, frame}
 	if c := j.cache.get(k); c != nil {
 		if len(c.buf) >= need {
@@ -276,7 +278,7 @@ func (j *Journal) frameAt(s *segment, frame uint32, need int) (*cached, error) {
 		return nil, j.readFailed(err)
 	}
 	defer release()
-	n := min(int64(max(need, frameTarget+frameHeaderLen)), s.end.Load()-int64(frame))
+	n := min(int64(max(need, want, frameTarget+frameHeaderLen)), s.end.Load()-int64(frame))
 	if n < frameHeaderLen {
 		return nil, errDamaged
 	}

@@ -224,9 +224,10 @@ func (j *Journal) writeGroup(recs []pend, ctl []*control, states []*Queue, est i
 	}
 	w.named = w.named[:0]
 	w.mean += (int64(len(buf)) - w.mean) / 16
+	// A reader looks as soon as a record is published, and reads up to the end.
+	w.seg.end.Store(w.off + int64(len(buf)))
 	j.publish(recs, buf)
 	w.off += int64(len(buf))
-	w.seg.end.Store(w.off)
 	w.group++
 	return nil
 }

@@ -1,0 +1,98 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"go.uber.org/zap"
+
+	"gatewayd/internal/cloud"
+	"gatewayd/internal/config"
+	"gatewayd/internal/hub/hubtest"
+)
+
+// quietGateway is a gateway of a plant that was built and does not run.
+func quietGateway(t *testing.T, s *plant) *gateway {
+	t.Helper()
+	cfg := must(config.Load(s.path("config.yaml")))(t)
+	g := must(newGateway(cfg, zap.NewNop(), zap.NewAtomicLevelAt(zap.InfoLevel)))(t)
+	t.Cleanup(g.close)
+	return g
+}
+
+func TestBuiltinMethodsTellAndRefuse(t *testing.T) {
+	s := newPlant(t, hubtest.Options{}, "press-7", "oven-2")
+	g := quietGateway(t, s)
+	call := func(f cloud.Builtin, identity, payload string) string {
+		t.Helper()
+		v, err := f(t.Context(), identity, []byte(payload))
+		var refused *cloud.MethodError
+		if errors.As(err, &refused) {
+			return fmt.Sprintf("%d %s", refused.Status, refused.Reason)
+		}
+		check(t, err)
+		return string(must(json.Marshal(v))(t))
+	}
+	for _, tc := range []struct {
+		name, got, want string
+	}{
+		{"status", call(g.methodStatus, "press-7", ""), `"identities":2,"identity":{"name":"press-7"`},
+		{"status of nobody", call(g.methodStatus, "x", ""), "404 "},
+		{"certificates", call(g.methodCertificates, "press-7", ""), `{"identity":"oven-2","sha256":"`},
+		{"queue", call(g.methodQueue, "press-7", ""), `"identity":{"messages":0,`},
+		{"queue of nobody", call(g.methodQueue, "x", ""), "404 "},
+		{"level", call(g.methodLogLevel, "press-7", ""), `{"level":"info"}`},
+		{"other level", call(g.methodLogLevel, "press-7", `{"level":"debug"}`), `{"level":"debug","was":"info"}`},
+		{"the level after that", call(g.methodLogLevel, "press-7", "null"), `{"level":"debug"}`},
+		{"no level", call(g.methodLogLevel, "press-7", `{"level":"fatal"}`), "400 "},
+		{"not an object", call(g.methodLogLevel, "press-7", `[]`), "400 "},
+		{"reload", call(g.methodReload, "press-7", ""), "nothing changed"},
+	} {
+		if !strings.Contains(tc.got, tc.want) {
+			t.Errorf("%s: %.300s; want %s", tc.name, tc.got, tc.want)
+		}
+	}
+	check(t, os.WriteFile(s.path("config.yaml"), []byte("nonsense: 1\n"), 0o600))
+	if got := call(g.methodReload, "press-7", ""); !strings.Contains(got, "422 ") || !strings.Contains(got, "nonsense") {
+		t.Errorf("reload of a bad file: %s", got)
+	}
+}
+
+func TestTheTwinReportNamesTheCertificate(t *testing.T) {
+	s := newPlant(t, hubtest.Options{}, "press-7")
+	g := quietGateway(t, s)
+	var r struct {
+		Version     string
+		Certificate struct{ ValidFrom, ValidUntil string }
+		Queue       struct{ Messages *int }
+		Uptime      *int
+	}
+	check(t, json.Unmarshal(must(json.Marshal(g.twinReport("press-7")))(t), &r))
+	c := g.now.Load().byName["press-7"].store.Status().Current
+	if r.Version == "" || r.Queue.Messages == nil || r.Uptime == nil || r.Certificate.ValidUntil != c.NotAfter.UTC().Format("2006-01-02T15:04:05Z") {
+		t.Errorf("%+v", r)
+	}
+	if g.twinReport("x") != nil || g.commandState("x").Connected || g.commandState("press-7").State != "new" {
+		t.Error("an identity that is not there")
+	}
+}
+
+func TestCommandsFollowTheConfiguration(t *testing.T) {
+	s := newPlant(t, hubtest.Options{}, "press-7")
+	g := quietGateway(t, s)
+	id := g.now.Load().cfg.Identities[0]
+	id.Methods = map[string]config.Method{"health": {Builtin: config.BuiltinStatus}}
+	c := g.newCloud(g.now.Load().cfg)
+	first := must(addCommands(c, id))(t)
+	if again := must(addCommands(c, id))(t); again != first {
+		t.Error("a second part for the same identity")
+	}
+	id.Methods["health"] = config.Method{Builtin: "none"}
+	if _, err := addCommands(c, id); err == nil || !strings.Contains(err.Error(), "methods.health") {
+		t.Errorf("a built-in method that does not exist: %v", err)
+	}
+}

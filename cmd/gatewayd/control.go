@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"gatewayd/internal/cloud"
 	"gatewayd/internal/config"
 	"gatewayd/internal/queue"
 )
@@ -95,10 +96,18 @@ func (g *gateway) controlDrop(_ context.Context, r controlRequest) (string, erro
 	if g.configured(r.Identity) {
 		return "", fmt.Errorf("%q is configured; take it out of the configuration and reload first", r.Identity)
 	}
-	if err := g.journal.Drop(r.Identity); err != nil {
+	return dropQueue(g.journal, r.Identity)
+}
+
+// dropQueue forgets what waits in both directions.
+func dropQueue(j *queue.Journal, name string) (string, error) {
+	if err := j.Drop(name); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("queue of %s dropped", r.Identity), nil
+	if err := j.Drop(cloud.QueueName(name)); err != nil && !errors.Is(err, queue.ErrNotFound) {
+		return "", err
+	}
+	return fmt.Sprintf("queue of %s dropped", name), nil
 }
 
 // askControl sends a request to the gateway that runs on a state folder.

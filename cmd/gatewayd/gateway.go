@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"gatewayd/internal/certstore"
+	"gatewayd/internal/cloud"
 	"gatewayd/internal/config"
 	"gatewayd/internal/downstream"
 	"gatewayd/internal/hub"
@@ -32,6 +33,7 @@ type gateway struct {
 	journal *queue.Journal
 	syncs   *syncObserver
 	pacer   *hub.Pacer
+	cloud   *cloud.Cloud
 	gate    *downstream.Gate
 	local   *downstream.Local
 	admin   *adminServer
@@ -43,8 +45,8 @@ type gateway struct {
 	reloading chan struct{}
 
 	// What Run starts, in the order in which it ends: who takes messages in first,
-	// who sends them next, who keeps them last.
-	listening, sending, keeping *lifetime
+	// who sends them next, then who brings commands down, who keeps them last.
+	listening, sending, relaying, keeping *lifetime
 
 	notify notifier
 	hup    <-chan os.Signal // SIGHUP; nil = nobody sends it
@@ -153,6 +155,7 @@ func (g *gateway) openState(a *arrangement) error {
 	if err != nil {
 		return fmt.Errorf("state_dir: %w", err)
 	}
+	g.cloud = g.newCloud(cfg)
 	return nil
 }
 
@@ -209,8 +212,11 @@ func (g *gateway) openIdentity(cfg *config.Config, c config.Identity) (*identity
 	if err != nil {
 		return nil, err
 	}
-	id.session = hub.NewSession(sessionConfig(c, g.clock, g.roots.pool(c.Hub), cfg.Queue.SetAsideAfter), id.queue, id.store, g.pacer,
-		g.log.Named("hub"))
+	session := sessionConfig(c, g.clock, g.roots.pool(c.Hub), cfg.Queue.SetAsideAfter)
+	if session.Commands, err = addCommands(g.cloud, c); err != nil {
+		return nil, err
+	}
+	id.session = hub.NewSession(session, id.queue, id.store, g.pacer, g.log.Named("hub"))
 	g.watcher.Add(id.store)
 	return id, nil
 }
@@ -248,7 +254,8 @@ func (g *gateway) openLocal(a *arrangement) error {
 		return &exitError{exitUsage, err}
 	}
 	g.gate = downstream.NewGate(router, sink{g}, downstream.NewLedger(0, 0), downstream.GateLimits{})
-	g.local = downstream.NewLocal(downstream.LocalConfig{}, nil)
+	g.local = downstream.NewLocal(downstream.LocalConfig{}, g.cloud)
+	g.cloud.Attach(g.local)
 	for i, c := range a.cfg.Downstream.MQTT {
 		m, err := g.openMQTT(i, c)
 		if err != nil {
@@ -280,6 +287,7 @@ func (g *gateway) openMQTT(i int, c config.MQTT) (*mqttListener, error) {
 func (g *gateway) openHTTP(i int, c config.HTTP) (*httpListener, error) {
 	h, err := newHTTPListener(c, g.gate, g.log.Named("http"))
 	if err == nil {
+		mountCloud(h, g.cloud)
 		err = h.Listen()
 	}
 	if err != nil {
@@ -351,7 +359,7 @@ func (s sink) SetAside(ctx context.Context, name string, m queue.Message, reason
 func (g *gateway) Run(ctx context.Context) error {
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
-	g.listening, g.sending, g.keeping = newLifetime(fail), newLifetime(fail), newLifetime(fail)
+	g.listening, g.sending, g.relaying, g.keeping = newLifetime(fail), newLifetime(fail), newLifetime(fail), newLifetime(fail)
 
 	g.keeping.start("queue", g.journal.Run)
 	g.keeping.start("clock", g.clock.Run)
@@ -360,6 +368,7 @@ func (g *gateway) Run(ctx context.Context) error {
 	if g.admin != nil {
 		g.keeping.start("admin", g.admin.Run)
 	}
+	g.relaying.start("commands", g.cloud.Run)
 	a := g.now.Load()
 	for _, id := range a.identities {
 		g.startIdentity(id)
@@ -393,6 +402,8 @@ func (g *gateway) Run(ctx context.Context) error {
 	g.listening.stop()
 	// Then the sessions: they collect acknowledgements for what is in flight.
 	g.sending.stop()
+	// No command comes down any more; what has is put on disk.
+	g.relaying.stop()
 	// The journal last: it syncs what the others still handed over.
 	g.keeping.stop()
 	queued := g.queued()

@@ -211,7 +211,7 @@ func newDropCommand() *cobra.Command {
 				return &exitError{exitUsage, errors.New("--yes is required: undelivered messages are lost; gatewayd queue export saves them")}
 			}
 			text, err := changeQueue(cmd.Context(), cfg, "drop", controlRequest{Identity: args[0]}, func(j *queue.Journal) (string, error) {
-				return fmt.Sprintf("queue of %s dropped", args[0]), j.Drop(args[0])
+				return dropQueue(j, args[0])
 			})
 			if err == nil {
 				fmt.Fprintln(cmd.OutOrStdout(), text)

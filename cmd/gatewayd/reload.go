@@ -126,7 +126,7 @@ func (g *gateway) rearrange(old, next *arrangement, router *downstream.Router) (
 	g.gate.SetRouter(router)
 	for name, id := range old.byName {
 		if next.byName[name] == nil {
-			id.stop(g.watcher)
+			g.stopIdentity(id)
 			gone = append(gone, name)
 		}
 	}
@@ -171,7 +171,7 @@ func (g *gateway) keepOrOpen(was *identity, cfg *config.Config, c config.Identit
 	gentle := was.cfg
 	gentle.Queue, gentle.Certificate = c.Queue, c.Certificate
 	if !reflect.DeepEqual(gentle, c) {
-		was.stop(g.watcher)
+		g.stopIdentity(was)
 		id, err := g.openIdentity(cfg, c)
 		if err == nil {
 			g.startIdentity(id)
@@ -191,10 +191,11 @@ func (g *gateway) keepOrOpen(was *identity, cfg *config.Config, c config.Identit
 	return &next, identityChanged, nil
 }
 
-// stop ends the session in order; the queue stays.
-func (id *identity) stop(w *certstore.Watcher) {
+// stopIdentity ends the session in order; what is on disk stays.
+func (g *gateway) stopIdentity(id *identity) {
 	id.running.stop()
-	w.Remove(id.store)
+	g.watcher.Remove(id.store)
+	g.cloud.Remove(id.cfg.Name)
 }
 
 // rearrangeListeners keeps those that did not change. One that cannot be bound

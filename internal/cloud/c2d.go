@@ -187,6 +187,12 @@ func (id *Identity) store(a *arrival, before []*arrival) bool {
 		id.storeFailed(queue.ErrFull)
 		return false
 	}
+	if id.q == nil {
+		if err := id.openQueue(id.opt().Name); err != nil {
+			id.storeFailed(err)
+			return false
+		}
+	}
 	a.state = storing
 	err := id.q.Append(never(), id.message(a), func(seq uint64, err error) {
 		id.post(func() { id.stored(a, seq, err) })

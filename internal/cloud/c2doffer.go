@@ -90,6 +90,9 @@ func (id *Identity) offerAll() {
 // Those that the queue has given up because of their age are forgotten.
 func (id *Identity) scan(after uint64, use func(*pending, queue.Message) bool) {
 	s := &id.c2d
+	if len(s.waiting) == 0 {
+		return
+	}
 	id.expire()
 	r := id.q.Reader()
 	at := 0 // of waiting

@@ -293,13 +293,11 @@ func (id *Identity) serveTwin(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	err := id.do(ctx, func() {
 		t := &id.twin
-		answer := map[string]any{"desired": json.RawMessage("{}"), "reported": object{}, "unsent": len(t.unsent)}
+		answer := map[string]any{"desired": json.RawMessage("{}"), "unsent": len(t.unsent)}
 		if len(t.raw) > 0 {
 			answer["desired"] = json.RawMessage(t.raw)
 		}
-		if doc := t.document(); doc != nil {
-			answer["reported"] = doc
-		}
+		answer["reported"] = t.document()
 		body = encode(answer)
 	})
 	if err != nil {

@@ -3,6 +3,7 @@ package cloud
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -58,7 +59,7 @@ type Identity struct {
 	c       *Cloud
 	options atomic.Pointer[Options]
 	log     *zap.Logger
-	q       *queue.Queue // nil while C2D was never on
+	q       *queue.Queue // nil while there was no C2D message; belongs to the step at hand
 
 	// What follows up to mu belongs to the step at hand.
 	c2d     c2d
@@ -133,13 +134,12 @@ func (id *Identity) change(o Options) (err error) {
 
 // set takes options over and reads from disk what they ask for and is not known.
 func (id *Identity) set(o Options) error {
-	if o.C2D && id.q == nil {
-		q, err := id.c.cfg.Journal.Queue(QueueName(o.Name), queue.Limits{MaxBytes: c2dBytes})
-		if err != nil {
-			return fmt.Errorf("commands of %s: %w", o.Name, err)
+	if o.C2D && id.q == nil && slices.Contains(id.c.cfg.Journal.Identities(), QueueName(o.Name)) {
+		err := id.openQueue(o.Name)
+		if err == nil {
+			err = id.restoreC2D()
 		}
-		id.q = q
-		if err := id.restoreC2D(); err != nil {
+		if err != nil {
 			id.q = nil
 			return fmt.Errorf("commands of %s: %w", o.Name, err)
 		}
@@ -152,6 +152,13 @@ func (id *Identity) set(o Options) error {
 	}
 	id.options.Store(&o)
 	return nil
+}
+
+// openQueue opens the C2D queue. One that was never used is opened by the first
+// message: most identities never get one.
+func (id *Identity) openQueue(name string) (err error) {
+	id.q, err = id.c.cfg.Journal.Queue(QueueName(name), queue.Limits{MaxBytes: c2dBytes})
+	return err
 }
 
 // Remove forgets an identity, whose session has ended. What it has on disk stays.

@@ -3,7 +3,6 @@ package cloud
 import (
 	"encoding/json"
 	"fmt"
-	"reflect"
 	"slices"
 	"time"
 
@@ -23,7 +22,7 @@ const (
 // reported is the reported section: what the hub has, and what it is still to be
 // told.
 type reported struct {
-	known  object   // as the hub last said, and what it has confirmed since
+	known  []byte   // as the hub last said, and what it has confirmed since; JSON, which is small
 	unsent []object // durable; the head may be under way
 
 	// next is unsent with the changes of this step, which are not durable yet.
@@ -36,7 +35,8 @@ type reported struct {
 	// The gateway's report on itself: the next look at it, the next one that is due
 	// in any case, the last one that was sent.
 	ownAt, ownDue time.Time
-	own           object
+	own           []byte // under way; nil = none
+	ownSteady     string // of the last one
 }
 
 type reportedFileContent struct {
@@ -51,14 +51,28 @@ func (r *reported) restore(f reportedFileContent) {
 		}
 	}
 	r.next = slices.Clone(r.unsent)
-	if o, err := decodeObject(f.Reported); err == nil {
-		r.known = o
+	if _, err := decodeObject(f.Reported); err == nil {
+		r.known = f.Reported
 	}
+}
+
+// learn merges a confirmed patch into what the hub has.
+func (r *reported) learn(patch object) {
+	r.known = encode(merge(r.hubs(), patch))
+}
+
+// hubs is what the hub has.
+func (r *reported) hubs() object {
+	o, err := decodeObject(r.known)
+	if err != nil {
+		return object{} // nothing is known yet
+	}
+	return o
 }
 
 // document is the section as it will be once the hub knows everything.
 func (r *reported) document() object {
-	doc := r.known
+	doc := r.hubs()
 	for _, p := range r.next {
 		doc = merge(doc, p)
 	}
@@ -150,10 +164,7 @@ func (id *Identity) flushTwin() {
 }
 
 func (r *reported) content() []byte {
-	f := reportedFileContent{Unsent: []json.RawMessage{}, Reported: encode(r.known)}
-	if r.known == nil {
-		f.Reported = []byte("{}")
-	}
+	f := reportedFileContent{Unsent: []json.RawMessage{}, Reported: encode(r.hubs())}
 	for _, p := range r.next {
 		f.Unsent = append(f.Unsent, encode(p))
 	}
@@ -162,7 +173,7 @@ func (r *reported) content() []byte {
 
 // confirmed follows the hub's yes to the head of unsent.
 func (r *reported) confirmed() {
-	r.known = merge(r.known, r.unsent[0])
+	r.learn(r.unsent[0])
 	r.dropHead()
 }
 
@@ -180,7 +191,7 @@ func (id *Identity) patchRefused(kind requestKind, status int, body []byte) {
 	}{}
 	_ = json.Unmarshal(body, &reason) // an explanation is welcome and not needed
 	if kind == reporting {
-		t.own = nil
+		t.own = nil // nor is it tried again before it is due
 		t.ownAt = time.Now().Add(id.opt().ReportEvery)
 		t.ownDue = t.ownAt
 	} else {
@@ -207,32 +218,27 @@ func (id *Identity) reports() bool { return id.opt().ReportKey != "" && id.c.cfg
 // ownReport is the patch with which the gateway reports on itself; nil when it is
 // not due. Between reports only another version or certificate is worth one: the
 // hub bills them.
-func (id *Identity) ownReport(now time.Time) object {
+func (id *Identity) ownReport(now time.Time) []byte {
 	t := &id.twin
 	if now.Before(t.ownAt) {
 		return nil
 	}
-	// As JSON has it, to be comparable with what the hub says.
-	own, err := decodeObject(encode(object{id.opt().ReportKey: id.c.cfg.Report(id.opt().Name)}))
-	if err != nil {
+	report := id.c.cfg.Report(id.opt().Name)
+	steady := string(encode([]any{report["version"], report["certificate"]}))
+	if report == nil || now.Before(t.ownDue) && steady == t.ownSteady {
 		t.ownAt = now.Add(id.opt().ReportEvery)
+		if report != nil {
+			t.ownAt = t.ownDue
+		}
 		return nil
 	}
-	if now.Before(t.ownDue) && reflect.DeepEqual(steady(own, id.opt().ReportKey), steady(t.own, id.opt().ReportKey)) {
-		t.ownAt = t.ownDue
-		return nil
-	}
-	t.own = own
-	return own
-}
-
-// steady is what changes rarely in a report of the gateway.
-func steady(report object, key string) []any {
-	own, _ := report[key].(object)
-	return []any{own["version"], own["certificate"]}
+	t.own, t.ownSteady = encode(object{id.opt().ReportKey: report}), steady
+	return t.own
 }
 
 func (r *reported) ownConfirmed(next time.Time) {
-	r.known = merge(r.known, r.own)
-	r.ownAt, r.ownDue = next, next
+	if own, err := decodeObject(r.own); err == nil {
+		r.learn(own)
+	}
+	r.own, r.ownAt, r.ownDue = nil, next, next
 }

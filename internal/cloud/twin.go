@@ -119,7 +119,7 @@ func (id *Identity) nextTwin() {
 		id.sendTwin(patching, twinPatch, encode(t.unsent[0]))
 	case id.reports():
 		if own := id.ownReport(now); own != nil {
-			id.sendTwin(reporting, twinPatch, encode(own))
+			id.sendTwin(reporting, twinPatch, own)
 		} else {
 			id.wakeAt(t.ownAt)
 		}
@@ -205,7 +205,7 @@ func (id *Identity) gotTwin(body []byte) {
 	}
 	t.request, t.fails, t.needGet = idle, 0, false
 	if r, ok := doc["reported"].(object); ok {
-		t.known = withoutOwn(r)
+		t.known = encode(withoutOwn(r))
 	}
 	early := t.early
 	t.early = nil

@@ -14,7 +14,9 @@ import (
 type Address struct {
 	Network string // "tcp" or "unix"; "" = no listener
 	Address string // host:port, or the absolute path of a socket
-	TLS     bool   // written as tls://
+	TLS     bool   // written as tls:// or wss://
+	// WebSocket is MQTT over WebSocket, written as ws:// or wss://.
+	WebSocket bool
 }
 
 // Enabled is false for the empty address.
@@ -25,6 +27,10 @@ func (a Address) String() string {
 	switch {
 	case a.Network == "unix":
 		return "unix://" + a.Address
+	case a.WebSocket && a.TLS:
+		return "wss://" + a.Address
+	case a.WebSocket:
+		return "ws://" + a.Address
 	case a.TLS:
 		return "tls://" + a.Address
 	}
@@ -47,8 +53,9 @@ func (a Address) Local() bool {
 // maxSocketPath is sun_path of unix(7) without its final zero.
 const maxSocketPath = 107
 
-// ParseAddress reads host:port, tls://host:port or unix:///path. An empty host
-// is every address of the machine; port 0 lets the system choose.
+// ParseAddress reads host:port, tls://host:port, ws://host:port, wss://host:port
+// or unix:///path. An empty host is every address of the machine; port 0 lets the
+// system choose.
 func ParseAddress(s string) (Address, error) {
 	if path, ok := strings.CutPrefix(s, "unix://"); ok {
 		if !strings.HasPrefix(path, "/") || strings.HasSuffix(path, "/") || strings.ContainsRune(path, 0) {
@@ -59,11 +66,17 @@ func ParseAddress(s string) (Address, error) {
 		}
 		return Address{Network: "unix", Address: path}, nil
 	}
-	rest, tls := strings.CutPrefix(s, "tls://")
-	if err := hostPort(rest, 0); err != nil {
+	a := Address{Network: "tcp", Address: s}
+	if scheme, rest, found := strings.Cut(s, "://"); found {
+		switch scheme {
+		case "tls", "ws", "wss":
+			a.Address, a.TLS, a.WebSocket = rest, scheme != "ws", scheme != "tls"
+		}
+	}
+	if err := hostPort(a.Address, 0); err != nil {
 		return Address{}, fmt.Errorf("%s is not an address: %w (use host:port, tls://host:port or unix:///path)", quote(s), err)
 	}
-	return Address{Network: "tcp", Address: rest, TLS: tls}, nil
+	return a, nil
 }
 
 // hostPort checks host:port with a numeric port from least on.

@@ -11,16 +11,18 @@ func TestAddresses(t *testing.T) {
 		want  Address
 		local bool
 	}{
-		{"127.0.0.1:1883", Address{"tcp", "127.0.0.1:1883", false}, true},
-		{"localhost:0", Address{"tcp", "localhost:0", false}, true},
-		{"[::1]:1883", Address{"tcp", "[::1]:1883", false}, true},
-		{"[::ffff:127.0.0.1]:1883", Address{"tcp", "[::ffff:127.0.0.1]:1883", false}, true},
-		{":1883", Address{"tcp", ":1883", false}, false},
-		{"0.0.0.0:1883", Address{"tcp", "0.0.0.0:1883", false}, false},
-		{"[fe80::1%eth0]:1883", Address{"tcp", "[fe80::1%eth0]:1883", false}, false},
-		{"gw.example.com:1883", Address{"tcp", "gw.example.com:1883", false}, false},
-		{"tls://192.0.2.1:8883", Address{"tcp", "192.0.2.1:8883", true}, false},
-		{"unix:///run/x.sock", Address{"unix", "/run/x.sock", false}, true},
+		{"127.0.0.1:1883", Address{"tcp", "127.0.0.1:1883", false, false}, true},
+		{"localhost:0", Address{"tcp", "localhost:0", false, false}, true},
+		{"[::1]:1883", Address{"tcp", "[::1]:1883", false, false}, true},
+		{"[::ffff:127.0.0.1]:1883", Address{"tcp", "[::ffff:127.0.0.1]:1883", false, false}, true},
+		{":1883", Address{"tcp", ":1883", false, false}, false},
+		{"0.0.0.0:1883", Address{"tcp", "0.0.0.0:1883", false, false}, false},
+		{"[fe80::1%eth0]:1883", Address{"tcp", "[fe80::1%eth0]:1883", false, false}, false},
+		{"gw.example.com:1883", Address{"tcp", "gw.example.com:1883", false, false}, false},
+		{"tls://192.0.2.1:8883", Address{"tcp", "192.0.2.1:8883", true, false}, false},
+		{"ws://[::1]:80", Address{"tcp", "[::1]:80", false, true}, true},
+		{"wss://:443", Address{"tcp", ":443", true, true}, false},
+		{"unix:///run/x.sock", Address{"unix", "/run/x.sock", false, false}, true},
 	} {
 		got, err := ParseAddress(tt.in)
 		if err != nil || got != tt.want || got.Local() != tt.local {
@@ -31,7 +33,7 @@ func TestAddresses(t *testing.T) {
 		}
 	}
 	for _, in := range []string{"", "1883", "host", "host:", "host:mqtt", "host:-1", "host:65536", "a b:1", "http://h:1", "tcp://h:1",
-		"unix://x", "unix:///", "unix:///a\x00", "unix:///" + strings.Repeat("x", 120), "::1:1883", "tls://", "user@host:1"} {
+		"unix://x", "unix:///", "unix:///a\x00", "unix:///" + strings.Repeat("x", 120), "::1:1883", "tls://", "wss://", "ws://h", "user@host:1"} {
 		if got, err := ParseAddress(in); err == nil {
 			t.Errorf("%q was accepted as %+v", in, got)
 		}

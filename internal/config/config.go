@@ -44,8 +44,7 @@ type Hub struct {
 	KeepAliveAuto bool          // grow KeepAlive while the link holds
 	Window        int           // unacknowledged publishes per identity, 1 to 30000
 
-	// Per second, over all identities in Config.Hub. Inside an identity they
-	// bound that identity alone, beside the shared bound.
+	// Per second, over all identities; an identity has none of its own.
 	ConnectRate float64 // above 0
 	SendRate    float64 // 0 = no limit
 }
@@ -128,6 +127,9 @@ type Downstream struct {
 	Broker []Broker
 	Exec   []Exec
 	Socket []Socket
+	Local  Local
+	// MaxTopic bounds the local topic of a message from any source, in bytes.
+	MaxTopic int
 }
 
 // MQTT is one MQTT listener.
@@ -136,16 +138,46 @@ type MQTT struct {
 	TLS            ListenTLS
 	UsersFile      string // absolute, existed at load; "" = none
 	Anonymous      bool   // clients without a user are let in; never true by default beyond loopback and sockets
+	ACL            []ACLRule
 	MaxConnections int
-	MaxPacket      int // bytes of one packet
+	MaxPerAddress  int           // connections of one remote address
+	ConnectTimeout time.Duration // from accept to a complete CONNECT
+	MaxPacket      int           // bytes of one packet
+	// Per client.
+	MaxSubscriptions int
+	InFlight         int     // unacknowledged messages
+	Rate             float64 // messages per second; 0 = no limit
 }
 
-// HTTP is one HTTP listener. With neither TokenFile nor TLS.ClientCA it is on
-// loopback or a socket.
+// ACLRule allows topics where clients log in; what no rule allows is refused. In
+// the filters %u is the user name and %c the client id.
+type ACLRule struct {
+	User      string // a user name or certificate CN; "*" = all who logged in, "" = anonymous clients too
+	Publish   []string
+	Subscribe []string
+}
+
+// HTTP is one HTTP listener. With neither TokenFile nor TLS.ClientCA nor Anonymous
+// it is on loopback or a socket.
 type HTTP struct {
-	Listen    Address
-	TLS       ListenTLS
-	TokenFile string // absolute, existed at load; "" = none
+	Listen         Address
+	TLS            ListenTLS
+	TokenFile      string // absolute, existed at load; "" = none
+	Anonymous      bool   // as for MQTT
+	MaxConnections int
+	MaxBody        int     // bytes of one message's body
+	MaxBatch       int     // bytes of one batch
+	Rate           float64 // messages per second and client; 0 = no limit
+}
+
+// Local bounds what is kept in memory for MQTT clients that subscribe, over all
+// listeners.
+type Local struct {
+	MaxSessions   int           // of clients that are away
+	SessionExpiry time.Duration // the longest that one is kept; whole seconds
+	MaxMessages   int           // waiting per session
+	MaxBytes      int           // waiting per session
+	MaxRetained   int           // bytes of all retained values
 }
 
 // ListenTLS holds absolute paths that existed at load. Cert and Key are both
@@ -203,16 +235,19 @@ type Route struct {
 	Properties      map[string]string // values may hold {n}
 	ContentType     string            // "" = none
 	ContentEncoding string            // "" = none
-	Output          string            // module output; "" = none
-	Filter          string            // jq program: false or null = the reading is not wanted; "" = none
-	Transform       string            // jq program: its result becomes the body; "" = none
-	Set             map[string]string // jq programs by the property that they give
-	OnError         string            // what becomes of a reading for which a program fails: OnErrorSetAside, ...
-	Compress        string            // "" or "gzip"
-	OnlyChanges     OnlyChanges
-	Pack            Pack
-	MaxAge          time.Duration // 0 = the identity's
-	Priority        int           // 0 to 9, higher first
+	// The two labels that the file does not write out are only assumed: they are
+	// left off where they would be wrong.
+	TypeAssumed, EncodingAssumed bool
+	Output                       string            // module output; "" = none
+	Filter                       string            // jq program: false or null = the reading is not wanted; "" = none
+	Transform                    string            // jq program: its result becomes the body; "" = none
+	Set                          map[string]string // jq programs by the property that they give
+	OnError                      string            // what becomes of a reading for which a program fails: OnErrorSetAside, ...
+	Compress                     string            // "" or "gzip"
+	OnlyChanges                  OnlyChanges
+	Pack                         Pack
+	MaxAge                       time.Duration // 0 = the identity's
+	Priority                     int           // 0 to 9, higher first
 }
 
 // What becomes of a reading for which a route's program fails.
@@ -263,6 +298,10 @@ func Defaults() Config {
 			Window:      16,
 			ConnectRate: 10,
 		},
+		Downstream: Downstream{
+			Local:    Local{MaxSessions: 10_000, SessionExpiry: 24 * time.Hour, MaxMessages: 1000, MaxBytes: 1 << 20, MaxRetained: 16 << 20},
+			MaxTopic: 1 << 10,
+		},
 		Queue: Journal{SegmentBytes: 16 << 20, SetAsideAfter: 5},
 		Admin: Admin{Listen: admin},
 		Log:   Log{Level: "info", Format: "auto"},
@@ -288,12 +327,15 @@ func defaultIdentity(hub Hub) Identity {
 
 func defaultMQTTListener() MQTT {
 	a, _ := ParseAddress(defaultMQTT)
-	return MQTT{Listen: a, MaxConnections: 10_000, MaxPacket: 256 << 10}
+	return MQTT{
+		Listen: a, MaxConnections: 10_000, MaxPerAddress: 1000, ConnectTimeout: 10 * time.Second,
+		MaxPacket: 256 << 10, MaxSubscriptions: 100, InFlight: 1024,
+	}
 }
 
 func defaultHTTPListener() HTTP {
 	a, _ := ParseAddress(defaultHTTP)
-	return HTTP{Listen: a}
+	return HTTP{Listen: a, MaxConnections: 1000, MaxBody: 256 << 10, MaxBatch: 4 << 20}
 }
 
 // defaultRoute labels readings as JSON because the hub treats a body without
@@ -302,6 +344,8 @@ func defaultRoute() Route {
 	return Route{
 		ContentType:     "application/json",
 		ContentEncoding: "utf-8",
+		TypeAssumed:     true,
+		EncodingAssumed: true,
 		OnError:         OnErrorSetAside,
 		Pack:            Pack{MaxDelay: time.Second},
 	}

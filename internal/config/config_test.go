@@ -126,11 +126,15 @@ func TestEveryKeyIsHonoured(t *testing.T) {
 	file := func(name string) string { return dir + "/files/" + name }
 	root := Hub{
 		Trust: []string{file("roots.pem")}, Transport: "mqtt",
-		KeepAlive: time.Minute, Window: 1000, ConnectRate: 0.5,
+		KeepAlive: time.Minute, Window: 1000, ConnectRate: 0.5, SendRate: 50,
 	}
 	own := root
 	own.Window, own.Trust, own.SystemRoots = 4, nil, true
 	tcp := func(a string) Address { return Address{Network: "tcp", Address: a} }
+	mqtt := func(m MQTT) MQTT {
+		m.MaxConnections, m.MaxPerAddress, m.ConnectTimeout, m.MaxPacket, m.MaxSubscriptions, m.InFlight = 10000, 1000, 10*time.Second, 256<<10, 100, 1024
+		return m
+	}
 	server := ListenTLS{Cert: file("server.pem"), Key: file("server.key")}
 	mutual := server
 	mutual.ClientCA = file("ca.pem")
@@ -165,16 +169,31 @@ func TestEveryKeyIsHonoured(t *testing.T) {
 		}},
 		Downstream: Downstream{
 			MQTT: []MQTT{
-				{Listen: tcp("127.0.0.1:1883"), Anonymous: true, MaxConnections: 10000, MaxPacket: 256 << 10},
-				{Listen: Address{"tcp", "0.0.0.0:8883", true}, TLS: mutual, MaxConnections: 5, MaxPacket: 1 << 20},
-				{Listen: tcp("192.0.2.1:1883"), Anonymous: true, MaxConnections: 10000, MaxPacket: 256 << 10},
-				{Listen: Address{"unix", "/run/gatewayd/mqtt.sock", false}, Anonymous: true, MaxConnections: 10000, MaxPacket: 256 << 10},
-				{Listen: tcp("[::1]:1884"), UsersFile: file("users"), MaxConnections: 10000, MaxPacket: 256 << 10},
+				mqtt(MQTT{Listen: tcp("127.0.0.1:1883"), Anonymous: true}),
+				{
+					Listen: Address{"tcp", "0.0.0.0:8883", true, false}, TLS: mutual,
+					ACL: []ACLRule{
+						{User: "*", Publish: []string{"sensors/%u/#"}, Subscribe: []string{"gateway/%u/#", "gateway/+/status"}},
+						{User: "boss", Publish: []string{"#"}}, {Publish: []string{"open/%c"}},
+					},
+					MaxConnections: 5, MaxPerAddress: 2, ConnectTimeout: 3 * time.Second, MaxPacket: 1 << 20, MaxSubscriptions: 7, InFlight: 65535, Rate: 0.5,
+				},
+				mqtt(MQTT{Listen: tcp("192.0.2.1:1883"), Anonymous: true}),
+				mqtt(MQTT{Listen: Address{"unix", "/run/gatewayd/mqtt.sock", false, false}, Anonymous: true}),
+				mqtt(MQTT{Listen: tcp("[::1]:1884"), UsersFile: file("users"), ACL: []ACLRule{{User: "a", Subscribe: []string{"gateway/#"}}}}),
+				mqtt(MQTT{Listen: Address{"tcp", "127.0.0.1:8081", false, true}, Anonymous: true}),
+				mqtt(MQTT{Listen: Address{"tcp", ":8444", true, true}, TLS: server, Anonymous: true}),
 			},
 			HTTP: []HTTP{
-				{Listen: tcp("127.0.0.1:8080")},
-				{Listen: Address{"tcp", ":8443", true}, TLS: server, TokenFile: file("token")},
+				{Listen: tcp("127.0.0.1:8080"), Anonymous: true, MaxConnections: 1000, MaxBody: 256 << 10, MaxBatch: 4 << 20},
+				{
+					Listen: Address{"tcp", ":8443", true, false}, TLS: server, TokenFile: file("token"),
+					MaxConnections: 3, MaxBody: 4 << 10, MaxBatch: 8 << 10, Rate: 20,
+				},
+				{Listen: tcp("0.0.0.0:8082"), Anonymous: true, MaxConnections: 1000, MaxBody: 256 << 10, MaxBatch: 4 << 20},
 			},
+			Local:    Local{MaxSessions: 1, SessionExpiry: time.Minute, MaxMessages: 2, MaxBytes: 2 << 10, MaxRetained: 3 << 10},
+			MaxTopic: 200,
 			Broker: []Broker{
 				{URL: "mqtt://127.0.0.1:1884", ClientID: "gatewayd", Subscribe: []string{"factory/#"}, ReceiveMaximum: 1000, SessionExpiry: 24 * time.Hour},
 				{
@@ -195,14 +214,15 @@ func TestEveryKeyIsHonoured(t *testing.T) {
 		Routes: []Route{{
 			Name: "routes[0]", Match: "sensors/+/+/#", To: "press-{2}.filter",
 			Properties:      map[string]string{"sensor": "{1}", "rest": "a{3}b{c}", "n": "5"},
-			ContentEncoding: "utf-8", Set: map[string]string{}, OnError: "set-aside", Pack: Pack{MaxDelay: time.Second}, MaxAge: time.Hour, Priority: 9,
+			ContentEncoding: "utf-8", EncodingAssumed: true, Set: map[string]string{}, OnError: "set-aside", Pack: Pack{MaxDelay: time.Second}, MaxAge: time.Hour, Priority: 9,
 		}, {
 			Name: "routes[1]", Match: "out", To: "press-8.filter", Properties: map[string]string{},
-			ContentType: "application/json", ContentEncoding: "utf-8", Output: "alarms", Pack: Pack{MaxDelay: time.Second},
+			ContentType: "application/json", ContentEncoding: "utf-8", TypeAssumed: true, EncodingAssumed: true, Output: "alarms", Pack: Pack{MaxDelay: time.Second},
 			Filter: ".level > 2", Transform: "{level, topic: $topic}", Set: map[string]string{"level": ".level"}, OnError: "pass", Compress: "gzip",
 			OnlyChanges: OnlyChanges{Deadbands: map[string]float64{"level": 0.5, "m.s": 1}, MinInterval: time.Second, MaxInterval: 10 * time.Minute},
 		}, {
 			Name: "routes[2]", Match: "in", To: "press", Properties: map[string]string{}, ContentType: "application/json", ContentEncoding: "utf-8",
+			TypeAssumed: true, EncodingAssumed: true,
 			Set: map[string]string{}, OnError: "set-aside", Pack: Pack{MaxDelay: time.Second},
 			OnlyChanges: OnlyChanges{Deadband: 2, MaxInterval: time.Minute},
 		}},
@@ -230,6 +250,31 @@ func TestMissingCertificatesAreWarnings(t *testing.T) {
 	}
 	want := []string{"1 downstream", "1 routes", "2 identities[0].connection_string", "3 identities[0].certificate.cert", "3 identities[0].certificate.key"}
 	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
+}
+
+// Default deny without a rule looks like a broken gateway, so it is said.
+func TestUsersWithoutRulesAreAWarning(t *testing.T) {
+	c, err := Parse("testdata/x.yaml", []byte(`
+identities:
+  - connection_string: HostName=contoso.azure-devices.net;DeviceId=press-7;x509=true
+    certificate: {cert: files/press-7.pem, key: files/press-7.key}
+routes: [{match: a, to: press-7}]
+downstream:
+  mqtt:
+    - {users_file: files/users}
+    - {listen: "tls://:8883", tls: {cert: files/server.pem, key: files/server.key, client_ca: files/ca.pem}}
+    - {listen: "127.0.0.1:1884"}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, w := range c.Warnings {
+		got = append(got, fmt.Sprintf("%d %s", w.Line, w.Path))
+	}
+	if want := []string{"8 downstream.mqtt[0]", "9 downstream.mqtt[1]"}; !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %q\nwant %q", got, want)
 	}
 }
@@ -317,7 +362,7 @@ func TestSecretsLeaveNoTrace(t *testing.T) {
 // writing out the defaults is always possible.
 func TestDefaultsOfLaterFeaturesAreAccepted(t *testing.T) {
 	_, err := Parse("testdata/x.yaml", []byte(`
-hub: {transport: mqtt, proxy: "", keepalive: 4m, send_rate: 0.0}
+hub: {transport: mqtt, proxy: "", keepalive: 4m}
 identities:
   - connection_string: HostName=contoso.azure-devices.net;DeviceId=press-7;x509=true
     certificate: {cert: files/press-7.pem, key: files/press-7.key}

@@ -19,7 +19,25 @@ func (d *decoder) downstream(o *object, down *Downstream) {
 	o.list("broker", func(n *yaml.Node, path string) { down.Broker = append(down.Broker, d.broker(n, path)) })
 	o.list("exec", func(n *yaml.Node, path string) { down.Exec = append(down.Exec, d.exec(n, path)) })
 	o.list("socket", func(n *yaml.Node, path string) { down.Socket = append(down.Socket, d.socket(n, path)) })
+	l := o.object("local")
+	l.whole("max_sessions", &down.Local.MaxSessions, 1, 1_000_000)
+	l.duration("session_expiry", &down.Local.SessionExpiry, time.Second, longest)
+	l.whole("max_messages", &down.Local.MaxMessages, 1, 1_000_000)
+	l.bounded("max_bytes", &down.Local.MaxBytes, 1<<10, 256<<20)
+	l.bounded("max_retained", &down.Local.MaxRetained, 1<<10, 1<<30)
+	l.finish()
+	if down.Local.SessionExpiry%time.Second != 0 {
+		d.report(l.child("session_expiry"), "%s is not whole seconds, as MQTT needs", down.Local.SessionExpiry)
+	}
+	o.bounded("max_topic", &down.MaxTopic, 16, 64<<10-1)
 	o.finish()
+}
+
+// bounded is a size that fits an int of every machine.
+func (o *object) bounded(key string, into *int, least, most int64) {
+	v := int64(*into)
+	o.size(key, &v, least, most)
+	*into = int(v)
 }
 
 func (d *decoder) mqtt(n *yaml.Node, path string) MQTT {
@@ -28,11 +46,22 @@ func (d *decoder) mqtt(n *yaml.Node, path string) MQTT {
 	o.listen(&m.Listen, &m.TLS)
 	o.file("users_file", &m.UsersFile, d.report)
 	o.boolean("anonymous", &m.Anonymous)
+	o.list("acl", func(n *yaml.Node, path string) { m.ACL = append(m.ACL, d.aclRule(n, path)) })
 	o.whole("max_connections", &m.MaxConnections, 1, 1_000_000)
-	packet := int64(m.MaxPacket)
-	o.size("max_packet", &packet, 1<<10, 16<<20)
-	m.MaxPacket = int(packet)
+	o.whole("max_per_address", &m.MaxPerAddress, 1, 1_000_000)
+	o.duration("connect_timeout", &m.ConnectTimeout, time.Second, 10*time.Minute)
+	o.bounded("max_packet", &m.MaxPacket, 1<<10, 16<<20)
+	o.whole("max_subscriptions", &m.MaxSubscriptions, 1, 100_000)
+	o.whole("in_flight", &m.InFlight, 1, 65_535)
+	o.rate("rate", &m.Rate, "")
 	o.finish()
+	switch login := m.UsersFile != "" || m.TLS.ClientCA != ""; {
+	case o.broken || !d.ok(o.child("acl")):
+	case login && len(m.ACL) == 0:
+		d.warn(o.path, "has users but no acl: what no rule allows is refused, so nobody may publish or subscribe")
+	case !login && len(m.ACL) > 0:
+		d.report(o.child("acl"), "has no effect: nobody logs in without users_file or tls.client_ca")
+	}
 	if m.UsersFile == "" && m.TLS.ClientCA == "" && !m.Anonymous && m.Listen.Enabled() {
 		if m.Anonymous = m.Listen.Local(); !m.Anonymous {
 			d.report(o.child("listen"), "%s can be reached from other machines: give users_file or tls.client_ca, or write anonymous: true", m.Listen)
@@ -41,14 +70,51 @@ func (d *decoder) mqtt(n *yaml.Node, path string) MQTT {
 	return m
 }
 
+func (d *decoder) aclRule(n *yaml.Node, path string) ACLRule {
+	o := d.object(n, path)
+	var r ACLRule
+	o.text("user", &r.User)
+	r.Publish, r.Subscribe = o.filters("publish"), o.filters("subscribe")
+	o.finish()
+	switch {
+	case o.broken:
+	case !o.has("user"):
+		d.report(path, `user is missing: a name or certificate CN, "*" for all who logged in, "" for anonymous clients too`)
+	case len(r.Publish)+len(r.Subscribe) == 0 && d.ok(path):
+		d.report(path, "allows nothing: publish and subscribe are empty")
+	}
+	return r
+}
+
+// filters are topic filters in which %u and %c stand for a name.
+func (o *object) filters(key string) []string {
+	all := o.texts(key)
+	for i, f := range all {
+		if f != "" && !validFilter(f) {
+			o.d.report(item(o.child(key), i), "%s is not a topic filter (+ for one level, # for the rest at the end)", quote(f))
+		}
+	}
+	return all
+}
+
 func (d *decoder) http(n *yaml.Node, path string) HTTP {
 	o := d.object(n, path)
 	h := defaultHTTPListener()
 	o.listen(&h.Listen, &h.TLS)
 	o.file("token_file", &h.TokenFile, d.report)
+	o.boolean("anonymous", &h.Anonymous)
+	o.whole("max_connections", &h.MaxConnections, 1, 1_000_000)
+	o.bounded("max_body", &h.MaxBody, 1<<10, 1<<20)
+	o.bounded("max_batch", &h.MaxBatch, 1<<10, 256<<20)
+	o.rate("rate", &h.Rate, "")
 	o.finish()
-	if h.TokenFile == "" && h.TLS.ClientCA == "" && h.Listen.Enabled() && !h.Listen.Local() {
-		d.report(o.child("listen"), "%s can be reached from other machines: give token_file or tls.client_ca", h.Listen)
+	if h.Listen.WebSocket {
+		d.report(o.child("listen"), "%s: WebSocket is for downstream.mqtt", h.Listen)
+	}
+	if h.TokenFile == "" && h.TLS.ClientCA == "" && !h.Anonymous && h.Listen.Enabled() {
+		if h.Anonymous = h.Listen.Local(); !h.Anonymous {
+			d.report(o.child("listen"), "%s can be reached from other machines: give token_file or tls.client_ca, or write anonymous: true", h.Listen)
+		}
 	}
 	return h
 }
@@ -75,7 +141,7 @@ func (o *object) listen(a *Address, t *ListenTLS) {
 	case a.Network == "unix" && t.Cert != "":
 		d.report(files.path, "a socket needs no TLS; its folder's permissions guard it")
 	case a.TLS && t.Cert == "":
-		d.report(o.child("listen"), "tls:// needs tls.cert and tls.key")
+		d.report(o.child("listen"), "TLS needs tls.cert and tls.key")
 	case a.Network == "tcp" && t.Cert != "":
 		a.TLS = true
 	}
@@ -90,6 +156,7 @@ func (d *decoder) route(n *yaml.Node, path string) Route {
 	o.properties(&r)
 	o.text("content_type", &r.ContentType)
 	o.text("content_encoding", &r.ContentEncoding)
+	r.TypeAssumed, r.EncodingAssumed = !o.has("content_type"), !o.has("content_encoding")
 	o.text("output", &r.Output)
 	o.programs(&r)
 	if o.text("compress", &r.Compress); r.Compress != "" && r.Compress != "gzip" {

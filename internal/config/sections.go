@@ -30,6 +30,7 @@ func (d *decoder) config(root *yaml.Node, c *Config) {
 
 	hub := o.object("hub")
 	hub.hub(&c.Hub)
+	hub.rates(&c.Hub)
 	hub.finish()
 	o.list("identities", func(n *yaml.Node, path string) {
 		c.Identities = append(c.Identities, d.identity(n, path, c.Hub))
@@ -48,6 +49,9 @@ func (d *decoder) config(root *yaml.Node, c *Config) {
 
 	admin := o.object("admin")
 	admin.address("listen", &c.Admin.Listen)
+	if c.Admin.Listen.TLS || c.Admin.Listen.WebSocket {
+		d.report(admin.child("listen"), "%s: the page is plain HTTP; use host:port or unix:///path", c.Admin.Listen)
+	}
 	admin.finish()
 
 	log := o.object("log")
@@ -79,8 +83,21 @@ func (o *object) hub(h *Hub) {
 	}
 	o.keepAlive(h)
 	o.whole("window", &h.Window, 1, maxWindow)
+}
+
+// rates are bounds over all identities together, so they stand under hub: only.
+func (o *object) rates(h *Hub) {
 	o.rate("connect_rate", &h.ConnectRate, "0 would never connect")
 	o.rate("send_rate", &h.SendRate, "")
+}
+
+// noRates says where the rates stand instead of calling them unknown.
+func (o *object) noRates() {
+	for _, key := range []string{"connect_rate", "send_rate"} {
+		if o.take(key) != nil {
+			o.d.report(o.child(key), "is a bound over all identities together; write it under hub:")
+		}
+	}
 }
 
 func (o *object) keepAlive(h *Hub) {
@@ -110,6 +127,7 @@ func (d *decoder) identity(n *yaml.Node, path string, hub Hub) Identity {
 		}
 	}
 	o.hub(&id.Hub)
+	o.noRates()
 
 	cert := o.object("certificate")
 	cert.file("cert", &id.Certificate.Cert, d.warn)

@@ -145,9 +145,7 @@ func (d *decoder) socket(n *yaml.Node, path string) Socket {
 
 // lines reads the bounds that exec and socket share.
 func (o *object) lines(maxLine, inFlight *int) {
-	line := int64(*maxLine)
-	o.size("max_line", &line, 1<<10, 16<<20)
-	*maxLine = int(line)
+	o.bounded("max_line", maxLine, 1<<10, 16<<20)
 	o.whole("in_flight", inFlight, 1, 100_000)
 }
 

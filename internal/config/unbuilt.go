@@ -11,7 +11,6 @@ func unbuilt(key string) bool {
 	case "hub.transport",
 		"hub.proxy",
 		"hub.keepalive=auto",
-		"hub.send_rate",
 		"routes[].pack.max_bytes":
 		return true
 	}

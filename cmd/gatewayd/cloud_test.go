@@ -4,12 +4,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 
+	"gatewayd/internal/certstore/certtest"
 	"gatewayd/internal/cloud"
 	"gatewayd/internal/config"
 	"gatewayd/internal/hub/hubtest"
@@ -94,5 +98,67 @@ func TestCommandsFollowTheConfiguration(t *testing.T) {
 	id.Methods["health"] = config.Method{Builtin: "none"}
 	if _, err := addCommands(c, id); err == nil || !strings.Contains(err.Error(), "methods.health") {
 		t.Errorf("a built-in method that does not exist: %v", err)
+	}
+}
+
+// ask calls the process's HTTP listener.
+func (s *plant) ask(method, path, body string) (int, string) {
+	s.t.Helper()
+	r := must(http.NewRequestWithContext(s.t.Context(), method, "http://"+s.http+path, strings.NewReader(body)))(s.t)
+	resp := must(http.DefaultClient.Do(r))(s.t)
+	defer resp.Body.Close()
+	return resp.StatusCode, string(must(io.ReadAll(resp.Body))(s.t))
+}
+
+// The real process brings down what the hub has, through a kill and a renewal of
+// the certificate.
+func TestCommandsComeDownToTheProcess(t *testing.T) {
+	s := newPlant(t, hubtest.Options{}, "press-7")
+	file := string(must(os.ReadFile(s.path("config.yaml")))(t))
+	s.write("config.yaml", strings.Replace(file, "    certificate:", "    methods: {health: {builtin: status}, now: {exec: [echo, '1']}}\n    certificate:", 1))
+	p := s.run()
+	online := func() {
+		t.Helper()
+		eventually(t, 20*time.Second, "subscribed", func() bool { return s.hub.Connected("press-7") && len(s.hub.Subscribed("press-7")) == 4 })
+	}
+	online()
+	check(t, s.hub.SendC2D(t.Context(), "press-7", hubtest.C2D{MessageID: "m-1", Body: []byte(`{"go":1}`)}))
+	eventually(t, 10*time.Second, "acknowledged to the hub", func() bool { return s.hub.C2DStates("press-7")[0].State == hubtest.C2DCompleted })
+	p.kill()
+	p = s.run()
+	online()
+	for _, tc := range []struct {
+		method, path, body string
+		status             int
+		want               string
+	}{
+		{"GET", "/v1/c2d/press-7", "", 200, `"body":{"go":1}`},
+		{"DELETE", "/v1/c2d/press-7/1", "", 204, ""},
+		{"GET", "/v1/c2d/press-7?wait=0s", "", 204, ""},
+		{"PATCH", "/v1/twin/press-7", `{"reported":{"a":1}}`, 202, ""},
+		{"GET", "/v1/twin/press-7", "", 200, `"a":1`},
+	} {
+		if status, body := s.ask(tc.method, tc.path, tc.body); status != tc.status || !strings.Contains(body, tc.want) {
+			t.Errorf("%s %s: %d %s", tc.method, tc.path, status, body)
+		}
+	}
+	reported := func(want string) {
+		t.Helper()
+		eventually(t, 30*time.Second, "reported "+want, func() bool { return strings.Contains(string(s.hub.Twin("press-7").Reported), want) })
+	}
+	reported(`"a":1`)
+	pair := s.issue("press-7", certtest.Leaf{CN: "press-7", NotAfter: time.Now().Add(99 * time.Hour)})
+	reported(`"validUntil":"` + pair.Leaf.NotAfter.UTC().Format(time.RFC3339))
+	for method, want := range map[string]string{"health": `200 {"clock"`, "now": "200 1", "other": `404 {"error":"no local client`} {
+		status, body, err := s.hub.InvokeMethod(t.Context(), "press-7", method, nil, 0)
+		if got := fmt.Sprint(status, " ", string(body)); err != nil || !strings.HasPrefix(got, want) {
+			t.Errorf("method %s: %s %v", method, got, err)
+		}
+	}
+	if r := must(s.status())(t); len(r.Unconfigured) != 0 {
+		t.Errorf("unconfigured: %v", r.Unconfigured)
+	}
+	if code := p.stop(); code != 0 {
+		t.Errorf("exit code %d", code)
 	}
 }

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"go.uber.org/zap"
 
 	"gatewayd/internal/certstore"
 	"gatewayd/internal/config"
@@ -165,16 +164,10 @@ func (c *checker) local() {
 		c.problem("routes", err.Error())
 		return
 	}
-	gate := downstream.NewGate(router, sink{}, downstream.NewLedger(0, 0), downstream.GateLimits{})
-	local := downstream.NewLocal(downstream.LocalConfig{}, nil)
-	for i, m := range c.cfg.Downstream.MQTT {
-		if _, err := newMQTTListener(m, gate, local, zap.NewNop()); err != nil {
-			c.problem(fmt.Sprintf("downstream.mqtt[%d]", i), err.Error())
-		}
-	}
-	for i, h := range c.cfg.Downstream.HTTP {
-		if _, err := newHTTPListener(h, gate, zap.NewNop()); err != nil {
-			c.problem(fmt.Sprintf("downstream.http[%d]", i), err.Error())
+	if err := tryListeners(c.cfg, router); err != nil {
+		for _, e := range err.(interface{ Unwrap() []error }).Unwrap() {
+			path, reason, _ := strings.Cut(e.Error(), ": ")
+			c.problem(path, reason)
 		}
 	}
 }

@@ -70,18 +70,6 @@ type identity struct {
 	running *component // the session; nil before Run
 }
 
-type mqttListener struct {
-	cfg config.MQTT
-	*downstream.MQTT
-	running *component
-}
-
-type httpListener struct {
-	cfg config.HTTP
-	*downstream.HTTP
-	running *component
-}
-
 // stopBudget is how long a stop may take in all; the unit's TimeoutStopSec is
 // longer. Listeners answer what they have read within 5 s, sessions collect
 // acknowledgements for 5 s, the journal syncs once more.
@@ -253,8 +241,8 @@ func (g *gateway) openLocal(a *arrangement) error {
 	if err != nil {
 		return &exitError{exitUsage, err}
 	}
-	g.gate = downstream.NewGate(router, sink{g}, downstream.NewLedger(0, 0), downstream.GateLimits{})
-	g.local = downstream.NewLocal(downstream.LocalConfig{}, g.cloud)
+	g.gate = downstream.NewGate(router, sink{g}, downstream.NewLedger(0, 0), gateLimits(a.cfg))
+	g.local = downstream.NewLocal(localConfig(a.cfg.Downstream.Local), g.cloud)
 	g.cloud.Attach(g.local)
 	for i, c := range a.cfg.Downstream.MQTT {
 		m, err := g.openMQTT(i, c)
@@ -271,58 +259,6 @@ func (g *gateway) openLocal(a *arrangement) error {
 		a.http = append(a.http, h)
 	}
 	return nil
-}
-
-func (g *gateway) openMQTT(i int, c config.MQTT) (*mqttListener, error) {
-	m, err := newMQTTListener(c, g.gate, g.local, g.log.Named("mqtt"))
-	if err == nil {
-		err = m.Listen()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("downstream.mqtt[%d]: %w", i, err)
-	}
-	return &mqttListener{cfg: c, MQTT: m}, nil
-}
-
-func (g *gateway) openHTTP(i int, c config.HTTP) (*httpListener, error) {
-	h, err := newHTTPListener(c, g.gate, g.log.Named("http"))
-	if err == nil {
-		mountCloud(h, g.cloud)
-		err = h.Listen()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("downstream.http[%d]: %w", i, err)
-	}
-	return &httpListener{cfg: c, HTTP: h}, nil
-}
-
-func newMQTTListener(c config.MQTT, gate *downstream.Gate, local *downstream.Local, log *zap.Logger) (*downstream.MQTT, error) {
-	cfg := downstream.MQTTConfig{Listen: c.Listen.String(), TLS: downstream.TLSFiles(c.TLS), Anonymous: c.Anonymous,
-		MaxConnections: c.MaxConnections, MaxPacket: c.MaxPacket}
-	if c.UsersFile != "" {
-		users, err := downstream.LoadUsers(c.UsersFile)
-		if err != nil {
-			return nil, fmt.Errorf("users_file: %w", err)
-		}
-		cfg.Users = users
-	}
-	return downstream.NewMQTT(cfg, gate, local, log)
-}
-
-func newHTTPListener(c config.HTTP, gate *downstream.Gate, log *zap.Logger) (*downstream.HTTP, error) {
-	listen := c.Listen.String()
-	if rest, ok := strings.CutPrefix(listen, "tls://"); ok {
-		listen = "https://" + rest
-	}
-	cfg := downstream.HTTPConfig{Listen: listen, TLS: downstream.TLSFiles(c.TLS)}
-	if c.TokenFile != "" {
-		tokens, err := downstream.LoadTokens(c.TokenFile)
-		if err != nil {
-			return nil, fmt.Errorf("token_file: %w", err)
-		}
-		cfg.Tokens = tokens
-	}
-	return downstream.NewHTTP(cfg, gate, log)
 }
 
 func routes(all []config.Route) []downstream.Route {

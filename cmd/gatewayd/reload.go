@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -34,8 +33,8 @@ func (g *gateway) reloads(ctx context.Context) error {
 
 func (g *gateway) controlReload(context.Context, controlRequest) (string, error) { return g.reload() }
 
-// reload applies the difference between the file and what runs, and looks at
-// every certificate. What the difference does not touch keeps its connections
+// reload applies the difference between the file and what runs, looks at every
+// certificate and reads the files of users and tokens again. What the difference does not touch keeps its connections
 // and queues; a bad file changes nothing.
 func (g *gateway) reload() (string, error) {
 	g.reloading <- struct{}{}
@@ -50,6 +49,9 @@ func (g *gateway) reload() (string, error) {
 	if err == nil {
 		router, err = downstream.NewRouter(routes(cfg.Routes), cfg.Names())
 	}
+	if err == nil {
+		err = tryListeners(cfg, router)
+	}
 	if err != nil {
 		g.log.Error("configuration not reloaded, the old one stays", zap.Error(err))
 		return "", err
@@ -63,7 +65,7 @@ func (g *gateway) reload() (string, error) {
 	for _, w := range cfg.Warnings {
 		g.log.Warn("configuration", zap.String("problem", w.String()))
 	}
-	text := "nothing changed in the configuration; all certificates looked at"
+	text := "nothing changed in the configuration; certificates, users and tokens looked at"
 	if len(changes) > 0 {
 		text = strings.Join(changes, ", ")
 	}
@@ -79,6 +81,12 @@ func fixedParts(old, next *config.Config) error {
 	}
 	if old.Queue != next.Queue {
 		changed = append(changed, "queue")
+	}
+	if old.Downstream.Local != next.Downstream.Local {
+		changed = append(changed, "downstream.local")
+	}
+	if old.Downstream.MaxTopic != next.Downstream.MaxTopic {
+		changed = append(changed, "downstream.max_topic")
 	}
 	if old.Admin != next.Admin {
 		changed = append(changed, "admin")
@@ -165,10 +173,14 @@ func (g *gateway) keepOrOpen(was *identity, cfg *config.Config, c config.Identit
 		}
 		return id, identityAdded, err
 	}
-	if reflect.DeepEqual(was.cfg, c) {
-		return was, identityKept, nil
-	}
+	next := *was
+	next.cfg = c
 	gentle := was.cfg
+	// The rates belong to the pacer that all identities share.
+	gentle.Hub.ConnectRate, gentle.Hub.SendRate = c.Hub.ConnectRate, c.Hub.SendRate
+	if reflect.DeepEqual(gentle, c) {
+		return &next, identityKept, nil
+	}
 	gentle.Queue, gentle.Certificate = c.Queue, c.Certificate
 	if !reflect.DeepEqual(gentle, c) {
 		g.stopIdentity(was)
@@ -186,8 +198,6 @@ func (g *gateway) keepOrOpen(was *identity, cfg *config.Config, c config.Identit
 			return nil, identityKept, err
 		}
 	}
-	next := *was
-	next.cfg = c
 	return &next, identityChanged, nil
 }
 
@@ -196,61 +206,4 @@ func (g *gateway) stopIdentity(id *identity) {
 	id.running.stop()
 	g.watcher.Remove(id.store)
 	g.cloud.Remove(id.cfg.Name)
-}
-
-// rearrangeListeners keeps those that did not change. One that cannot be bound
-// is an error, but does not keep the others from running.
-func (g *gateway) rearrangeListeners(old, next *arrangement) error {
-	var errs []error
-	oldMQTT := make(map[string]*mqttListener)
-	for _, m := range old.mqtt {
-		oldMQTT[m.cfg.Listen.String()] = m
-	}
-	oldHTTP := make(map[string]*httpListener)
-	for _, h := range old.http {
-		oldHTTP[h.cfg.Listen.String()] = h
-	}
-	for i, c := range next.cfg.Downstream.MQTT {
-		was := oldMQTT[c.Listen.String()]
-		delete(oldMQTT, c.Listen.String())
-		if was != nil && reflect.DeepEqual(was.cfg, c) {
-			next.mqtt = append(next.mqtt, was)
-			continue
-		}
-		if was != nil {
-			was.running.stop()
-		}
-		m, err := g.openMQTT(i, c)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		m.running = g.listening.start("mqtt listener "+m.Addr().String(), m.Run)
-		next.mqtt = append(next.mqtt, m)
-	}
-	for i, c := range next.cfg.Downstream.HTTP {
-		was := oldHTTP[c.Listen.String()]
-		delete(oldHTTP, c.Listen.String())
-		if was != nil && reflect.DeepEqual(was.cfg, c) {
-			next.http = append(next.http, was)
-			continue
-		}
-		if was != nil {
-			was.running.stop()
-		}
-		h, err := g.openHTTP(i, c)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		h.running = g.listening.start("http listener "+h.Addr().String(), h.Run)
-		next.http = append(next.http, h)
-	}
-	for m := range maps.Values(oldMQTT) {
-		m.running.stop()
-	}
-	for h := range maps.Values(oldHTTP) {
-		h.running.stop()
-	}
-	return errors.Join(errs...)
 }

@@ -1,0 +1,214 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"strings"
+
+	"go.uber.org/zap"
+
+	"gatewayd/internal/config"
+	"gatewayd/internal/downstream"
+)
+
+type mqttListener struct {
+	cfg config.MQTT
+	*downstream.MQTT
+	users   *downstream.Users // nil without users_file
+	running *component
+}
+
+type httpListener struct {
+	cfg config.HTTP
+	*downstream.HTTP
+	tokens  *downstream.Tokens // nil without token_file
+	running *component
+}
+
+func (g *gateway) openMQTT(i int, c config.MQTT) (*mqttListener, error) {
+	m, err := newMQTTListener(c, g.gate, g.local, g.log.Named("mqtt"))
+	if err == nil {
+		err = m.Listen()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("downstream.mqtt[%d]: %w", i, err)
+	}
+	return m, nil
+}
+
+func (g *gateway) openHTTP(i int, c config.HTTP) (*httpListener, error) {
+	h, err := newHTTPListener(c, g.gate, g.log.Named("http"))
+	if err == nil {
+		mountCloud(h.HTTP, g.cloud)
+		err = h.Listen()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("downstream.http[%d]: %w", i, err)
+	}
+	return h, nil
+}
+
+// newMQTTListener reads the files of a listener; it binds nothing.
+func newMQTTListener(c config.MQTT, gate *downstream.Gate, local *downstream.Local, log *zap.Logger) (*mqttListener, error) {
+	cfg := downstream.MQTTConfig{
+		Listen: c.Listen.String(), TLS: downstream.TLSFiles(c.TLS), Anonymous: c.Anonymous,
+		MaxConnections: c.MaxConnections, MaxPerAddress: c.MaxPerAddress, ConnectTimeout: c.ConnectTimeout,
+		MaxPacket: c.MaxPacket, MaxSubscriptions: c.MaxSubscriptions, InFlight: c.InFlight, Rate: c.Rate,
+	}
+	for _, rule := range c.ACL {
+		cfg.ACL = append(cfg.ACL, downstream.ACLRule(rule))
+	}
+	if c.UsersFile != "" {
+		users, err := downstream.LoadUsers(c.UsersFile)
+		if err != nil {
+			return nil, fmt.Errorf("users_file: %w", err)
+		}
+		cfg.Users = users
+	}
+	m, err := downstream.NewMQTT(cfg, gate, local, log)
+	if err != nil {
+		return nil, err
+	}
+	return &mqttListener{cfg: c, MQTT: m, users: cfg.Users}, nil
+}
+
+// newHTTPListener reads the files of a listener; it binds nothing.
+func newHTTPListener(c config.HTTP, gate *downstream.Gate, log *zap.Logger) (*httpListener, error) {
+	listen := c.Listen.String()
+	if rest, ok := strings.CutPrefix(listen, "tls://"); ok {
+		listen = "https://" + rest
+	}
+	cfg := downstream.HTTPConfig{
+		Listen: listen, TLS: downstream.TLSFiles(c.TLS), Anonymous: c.Anonymous,
+		MaxConnections: c.MaxConnections, MaxBody: c.MaxBody, MaxBatch: c.MaxBatch, Rate: c.Rate,
+	}
+	if c.TokenFile != "" {
+		tokens, err := downstream.LoadTokens(c.TokenFile)
+		if err != nil {
+			return nil, fmt.Errorf("token_file: %w", err)
+		}
+		cfg.Tokens = tokens
+	}
+	h, err := downstream.NewHTTP(cfg, gate, log)
+	if err != nil {
+		return nil, err
+	}
+	return &httpListener{cfg: c, HTTP: h, tokens: cfg.Tokens}, nil
+}
+
+func localConfig(c config.Local) downstream.LocalConfig {
+	return downstream.LocalConfig{
+		MaxSessions: c.MaxSessions, SessionExpiry: c.SessionExpiry,
+		QueueMessages: c.MaxMessages, QueueBytes: c.MaxBytes, RetainedBytes: c.MaxRetained,
+	}
+}
+
+func gateLimits(c *config.Config) downstream.GateLimits {
+	return downstream.GateLimits{TopicBytes: c.Downstream.MaxTopic}
+}
+
+// tryListeners builds every listener without binding it, which reads all their
+// files. The errors are joined, each with its key path.
+func tryListeners(cfg *config.Config, router *downstream.Router) error {
+	var errs []error
+	gate := downstream.NewGate(router, sink{}, downstream.NewLedger(0, 0), gateLimits(cfg))
+	local := downstream.NewLocal(localConfig(cfg.Downstream.Local), nil)
+	for i, c := range cfg.Downstream.MQTT {
+		if _, err := newMQTTListener(c, gate, local, zap.NewNop()); err != nil {
+			errs = append(errs, fmt.Errorf("downstream.mqtt[%d]: %w", i, err))
+		}
+	}
+	for i, c := range cfg.Downstream.HTTP {
+		if _, err := newHTTPListener(c, gate, zap.NewNop()); err != nil {
+			errs = append(errs, fmt.Errorf("downstream.http[%d]: %w", i, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// keep has a listener that did not change follow its users file. Who is connected
+// stays connected; an error leaves the users as they were.
+func (m *mqttListener) keep() error {
+	if m.users == nil {
+		return nil
+	}
+	return m.users.Reload()
+}
+
+// keep is the same for the token file.
+func (h *httpListener) keep() error {
+	if h.tokens == nil {
+		return nil
+	}
+	return h.tokens.Reload()
+}
+
+// rearrangeListeners keeps those that did not change. One that cannot be bound
+// is an error, but does not keep the others from running.
+func (g *gateway) rearrangeListeners(old, next *arrangement) error {
+	return errors.Join(g.rearrangeMQTT(old, next), g.rearrangeHTTP(old, next))
+}
+
+func (g *gateway) rearrangeMQTT(old, next *arrangement) error {
+	var errs []error
+	before := make(map[string]*mqttListener)
+	for _, m := range old.mqtt {
+		before[m.cfg.Listen.String()] = m
+	}
+	for i, c := range next.cfg.Downstream.MQTT {
+		was := before[c.Listen.String()]
+		delete(before, c.Listen.String())
+		if was != nil && reflect.DeepEqual(was.cfg, c) {
+			errs = append(errs, was.keep())
+			next.mqtt = append(next.mqtt, was)
+			continue
+		}
+		if was != nil {
+			was.running.stop()
+		}
+		m, err := g.openMQTT(i, c)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		m.running = g.listening.start("mqtt listener "+m.Addr().String(), m.Run)
+		next.mqtt = append(next.mqtt, m)
+	}
+	for m := range maps.Values(before) {
+		m.running.stop()
+	}
+	return errors.Join(errs...)
+}
+
+func (g *gateway) rearrangeHTTP(old, next *arrangement) error {
+	var errs []error
+	before := make(map[string]*httpListener)
+	for _, h := range old.http {
+		before[h.cfg.Listen.String()] = h
+	}
+	for i, c := range next.cfg.Downstream.HTTP {
+		was := before[c.Listen.String()]
+		delete(before, c.Listen.String())
+		if was != nil && reflect.DeepEqual(was.cfg, c) {
+			errs = append(errs, was.keep())
+			next.http = append(next.http, was)
+			continue
+		}
+		if was != nil {
+			was.running.stop()
+		}
+		h, err := g.openHTTP(i, c)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		h.running = g.listening.start("http listener "+h.Addr().String(), h.Run)
+		next.http = append(next.http, h)
+	}
+	for h := range maps.Values(before) {
+		h.running.stop()
+	}
+	return errors.Join(errs...)
+}

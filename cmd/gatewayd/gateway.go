@@ -267,6 +267,7 @@ func routes(all []config.Route) []downstream.Route {
 		out[i] = downstream.Route{
 			Name: r.Name, Match: r.Match, To: r.To, Properties: r.Properties, ContentType: r.ContentType,
 			ContentEncoding: r.ContentEncoding, Output: r.Output, Priority: uint8(r.Priority), MaxAge: r.MaxAge,
+			TypeAssumed: r.TypeAssumed, EncodingAssumed: r.EncodingAssumed,
 		}
 	}
 	return out

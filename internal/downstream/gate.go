@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"gatewayd/internal/packet"
 	"gatewayd/internal/queue"
@@ -51,7 +52,7 @@ type Arrival struct {
 	Topic           string
 	Payload         []byte // may be reused once Accept has returned
 	Properties      []queue.Property
-	ContentType     string // used where the route has none
+	ContentType     string // used where the route has none written down
 	ContentEncoding string
 	MaxAge          time.Duration // shortens the route's; 0 = none
 }
@@ -164,19 +165,30 @@ func (g *Gate) message(a Arrival, route Decision) (queue.Message, error) {
 	}
 	m := queue.Message{
 		Source: a.Client.Name(), Topic: a.Topic, Route: route.Route,
-		ContentType: route.ContentType, ContentEncoding: route.ContentEncoding, Output: route.Output,
-		Properties: properties, Priority: route.Priority, MaxAge: route.MaxAge, Payload: a.Payload,
+		Output: route.Output, Properties: properties, Priority: route.Priority, MaxAge: route.MaxAge, Payload: a.Payload,
 	}
-	if m.ContentType == "" {
-		m.ContentType = a.ContentType
-	}
-	if m.ContentEncoding == "" {
-		m.ContentEncoding = a.ContentEncoding
-	}
+	m.ContentType, m.ContentEncoding = labels(a, route)
 	if a.MaxAge > 0 && (m.MaxAge == 0 || a.MaxAge < m.MaxAge) {
 		m.MaxAge = a.MaxAge
 	}
 	return m, nil
+}
+
+// labels tell the hub how to read the body. What the route says goes before what
+// the sensor says, and that before what is only assumed. Nothing is assumed of a
+// body that is not UTF-8.
+func labels(a Arrival, route Decision) (contentType, encoding string) {
+	text := !route.typeAssumed && !route.encodingAssumed || utf8.Valid(a.Payload)
+	choose := func(given, sensor string, assumed bool) string {
+		switch {
+		case given != "" && !assumed:
+			return given
+		case sensor != "" || !text:
+			return sensor
+		}
+		return given
+	}
+	return choose(route.ContentType, a.ContentType, route.typeAssumed), choose(route.ContentEncoding, a.ContentEncoding, route.encodingAssumed)
 }
 
 // mergeProperties puts the sensor's properties before the route's. A name is

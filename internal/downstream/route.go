@@ -28,9 +28,12 @@ type Route struct {
 	Properties      map[string]string
 	ContentType     string
 	ContentEncoding string
-	Output          string        // module output
-	Priority        uint8         // 0 to 9, higher first
-	MaxAge          time.Duration // 0 = the identity's own
+	// The labels that nobody wrote down are assumed: the sensor's own go before
+	// them, and a body that is not UTF-8 gets none of them.
+	TypeAssumed, EncodingAssumed bool
+	Output                       string        // module output
+	Priority                     uint8         // 0 to 9, higher first
+	MaxAge                       time.Duration // 0 = the identity's own
 
 	// What happens to the message before it is stored: jq programs over the body
 	// as it came ("" = none), which know $topic and $properties, then OnlyChanges
@@ -53,6 +56,8 @@ type Decision struct {
 	Output          string
 	Priority        uint8
 	MaxAge          time.Duration
+
+	typeAssumed, encodingAssumed bool // as in Route
 
 	programs *programs // nil = the message is stored as it came
 }
@@ -158,6 +163,7 @@ func (r *Router) Route(topic string) (Decision, error) {
 			Identity: rule.to.expand(taken), Route: rule.route.Name,
 			ContentType: rule.route.ContentType, ContentEncoding: rule.route.ContentEncoding,
 			Output: rule.route.Output, Priority: rule.route.Priority, MaxAge: rule.route.MaxAge,
+			typeAssumed: rule.route.TypeAssumed, encodingAssumed: rule.route.EncodingAssumed,
 			programs: rule.programs,
 		}
 		if !r.identities[d.Identity] {

@@ -92,6 +92,13 @@ func (s *plant) writeConfig(more string) {
 	s.write("config.yaml", b)
 }
 
+// listen adds MQTT listeners to config.yaml, in the words of the file.
+func (s *plant) listen(listeners ...string) {
+	s.t.Helper()
+	config := string(must(os.ReadFile(s.path("config.yaml")))(s.t))
+	s.write("config.yaml", strings.Replace(config, "  mqtt: [", "  mqtt: ["+strings.Join(listeners, ", ")+", ", 1))
+}
+
 func (s *plant) certificate(name string) (cert, key string) {
 	if f, ok := s.files[name]; ok {
 		return f[0], f[1]
@@ -136,6 +143,9 @@ func (s *plant) gatewayd(args ...string) *process {
 	}()
 	s.t.Cleanup(func() {
 		p.kill()
+		if _, race, found := strings.Cut(p.log.String(), "WARNING: DATA RACE"); found {
+			s.t.Errorf("data race in gatewayd:%s", race[:min(len(race), 5000)])
+		}
 		if s.t.Failed() {
 			s.t.Logf("last of the log of gatewayd %s:\n%s", strings.Join(args, " "), tail(p.log.String(), 40))
 		}

@@ -5,9 +5,12 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/coder/websocket"
 
 	"gatewayd/internal/hub/hubtest"
 	"gatewayd/internal/packet"
@@ -42,7 +45,7 @@ func (s *sensor) run(ctx context.Context) {
 }
 
 func (s *sensor) session(ctx context.Context) error {
-	c, err := net.Dial("tcp", s.address)
+	c, err := dialLocal(ctx, s.address)
 	if err != nil {
 		return err
 	}
@@ -71,6 +74,24 @@ func (s *sensor) session(ctx context.Context) error {
 	c.Close()
 	<-broken
 	return err
+}
+
+// dialLocal reaches a listener at host:port, /path of a socket or ws://host:port.
+func dialLocal(ctx context.Context, address string) (net.Conn, error) {
+	switch {
+	case strings.HasPrefix(address, "/"):
+		return net.Dial("unix", address)
+	case strings.HasPrefix(address, "ws://"):
+		ctx = context.WithoutCancel(ctx) // what is in flight is waited for
+		dialing, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		c, _, err := websocket.Dial(dialing, address, &websocket.DialOptions{Subprotocols: []string{"mqtt"}})
+		if err != nil {
+			return nil, err
+		}
+		return websocket.NetConn(ctx, c, websocket.MessageBinary), nil
+	}
+	return net.Dial("tcp", address)
 }
 
 func (s *sensor) readAcks(r *packet.Reader, slots chan struct{}) {
@@ -151,12 +172,16 @@ type fleet struct {
 }
 
 func (s *plant) fleet(sensors, window, size int, pace time.Duration) *fleet {
+	return s.fleetAt(s.mqtt, sensors, window, size, pace)
+}
+
+func (s *plant) fleetAt(address string, sensors, window, size int, pace time.Duration) *fleet {
 	ctx, stop := context.WithCancel(context.Background())
 	f := &fleet{stop: stop}
 	for i := range sensors {
 		name := fmt.Sprintf("s%d", i)
 		f.sensors = append(f.sensors, &sensor{name: name, topic: "sensors/" + s.names[i%len(s.names)] + "/" + name,
-			address: s.mqtt, window: window, size: size, pace: pace, tries: make(map[int]int)})
+			address: address, window: window, size: size, pace: pace, tries: make(map[int]int)})
 	}
 	for _, one := range f.sensors {
 		f.running.Go(func() { one.run(ctx) })

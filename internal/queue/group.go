@@ -118,7 +118,7 @@ func (j *Journal) publish(recs []pend, buf []byte) {
 			w.runs++
 		}
 		q.next = p.seq + 1
-		q.stored = true
+		q.stored.Store(true)
 		q.aging = q.aging || p.m.MaxAge > 0
 		if p.class == asideClass {
 			q.asides++

@@ -142,7 +142,7 @@ func (j *Journal) Identities() []string {
 	defer j.mu.Unlock()
 	var names []string
 	for n, q := range j.queues {
-		if q.stored {
+		if q.stored.Load() {
 			names = append(names, n)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -24,7 +25,7 @@ type Queue struct {
 	limits    Limits
 	lanes     [classes]*lane
 	next      uint64
-	stored    bool // has state on disk; also under j.mu
+	stored    atomic.Bool // has state on disk
 	held      int64
 	msgs      int64
 	bytes     int64 // waiting

@@ -312,7 +312,8 @@ func (r *recovery) message(g *segment, it *scanned) {
 func (r *recovery) queue(qid uint32) *Queue {
 	q := r.j.byID[qid]
 	if q == nil {
-		q = &Queue{j: r.j, id: qid, next: 1, wnext: 1, ready: make(chan struct{}, 1), stored: true}
+		q = &Queue{j: r.j, id: qid, next: 1, wnext: 1, ready: make(chan struct{}, 1)}
+		q.stored.Store(true)
 		r.j.byID[qid] = q
 	}
 	return q

@@ -254,7 +254,7 @@ func (j *Journal) snapshot(b *builder) (int, []*segment) {
 	var body []byte
 	for _, q := range queues {
 		q.mu.Lock()
-		stored := q.stored
+		stored := q.stored.Load()
 		body = q.stateLocked(body[:0])
 		q.mu.Unlock()
 		q.wnamed = stored

@@ -255,7 +255,7 @@ func (j *Journal) settle(recs []pend, ctl []*control, states []*Queue, err error
 	for _, q := range states {
 		if err == nil {
 			q.mu.Lock()
-			q.stored = true
+			q.stored.Store(true)
 			q.mu.Unlock()
 		}
 	}

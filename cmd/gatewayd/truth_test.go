@@ -144,16 +144,21 @@ func TestOneIdentitysTroubleIsItsOwn(t *testing.T) {
 	eventually(t, 15*time.Second, "silent is connected", func() bool { return s.hub.Connected("silent") })
 	s.hub.GoSilent("silent")
 	f := s.fleet(6, 20, 256, 5*time.Millisecond)
-	start := s.hub.Counters("good").Messages
 	time.Sleep(5 * time.Second)
+	delivered := int(s.hub.Counters("good").Messages)
 	f.end()
-	if n := s.hub.Counters("good").Messages - start; n < 1000 {
-		t.Errorf("the good identity delivered %d messages in 5 s beside two in trouble", n)
-	}
+	most, least, good := 0, f.sensors[0].acked, 0
 	for _, one := range f.sensors {
-		if one.acked < 500 {
-			t.Errorf("%s got %d acknowledgements in 5 s; the queue of its identity is not its business", one.topic, one.acked)
+		most, least = max(most, one.acked), min(least, one.acked)
+		if strings.HasPrefix(one.topic, "sensors/good/") {
+			good += one.acked
 		}
+	}
+	if least < 100 || least < most*2/3 {
+		t.Errorf("sensors got from %d to %d acknowledgements in 5 s; the queue of their identity is not their business", least, most)
+	}
+	if delivered < good*2/3 {
+		t.Errorf("the good identity delivered %d of %d messages beside two in trouble", delivered, good)
 	}
 	check(t, s.hub.RefuseIdentity("refused", 0))
 }
@@ -202,6 +207,13 @@ func TestSecondInstanceLeavesTheFirstAlone(t *testing.T) {
 	t.Parallel()
 	s := newPlant(t, hubtest.Options{}, "press-7")
 	s.run()
+	post := func(text string) (int, []byte) {
+		resp := must(http.Post("http://"+s.http+"/v1/messages/sensors/press-7/x", "text/plain", strings.NewReader(text)))(t)
+		defer resp.Body.Close()
+		return resp.StatusCode, must(io.ReadAll(resp.Body))(t)
+	}
+	post("the queue has its files now")
+	s.drained(10 * time.Second)
 	before := listing(t, s.path("state"))
 	code, out := s.exitCode("run", "-c", "config.yaml")
 	if code != exitRunning || !strings.Contains(out, "another gatewayd is running on state_dir") {
@@ -210,12 +222,10 @@ func TestSecondInstanceLeavesTheFirstAlone(t *testing.T) {
 	if after := listing(t, s.path("state")); after != before {
 		t.Errorf("the state folder changed:\n%s\nto\n%s", before, after)
 	}
-	resp := must(http.Post("http://"+s.http+"/v1/messages/sensors/press-7/x", "text/plain", strings.NewReader("still there")))(t)
-	defer resp.Body.Close()
-	body := must(io.ReadAll(resp.Body))(t)
+	status, body := post("still there")
 	var answer struct{ Sequence uint64 }
-	if err := json.Unmarshal(body, &answer); err != nil || resp.StatusCode != http.StatusAccepted || answer.Sequence == 0 {
-		t.Errorf("the first instance answers %s: %s", resp.Status, body)
+	if err := json.Unmarshal(body, &answer); err != nil || status != http.StatusAccepted || answer.Sequence != 2 {
+		t.Errorf("the first instance answers %d: %s", status, body)
 	}
 }
 

@@ -264,11 +264,7 @@ func (g *gateway) openLocal(a *arrangement) error {
 func routes(all []config.Route) []downstream.Route {
 	out := make([]downstream.Route, len(all))
 	for i, r := range all {
-		out[i] = downstream.Route{
-			Name: r.Name, Match: r.Match, To: r.To, Properties: r.Properties, ContentType: r.ContentType,
-			ContentEncoding: r.ContentEncoding, Output: r.Output, Priority: uint8(r.Priority), MaxAge: r.MaxAge,
-			TypeAssumed: r.TypeAssumed, EncodingAssumed: r.EncodingAssumed,
-		}
+		out[i] = routeOf(r)
 	}
 	return out
 }

@@ -166,8 +166,10 @@ func (s *sources) start(l *lifetime) {
 // rearrange makes what the new configuration wants run in place of s: what did
 // not change goes on, what changed is stopped first, because two of a kind cannot
 // share a session, a serial port or an address. One that cannot be opened is an
-// error and does not keep the others from running.
-func (s *sources) rearrange(c config.Downstream, gate *downstream.Gate, log *zap.Logger, l *lifetime) (next *sources, changed bool, err error) {
+// error and does not keep the others from running. Those that are new wait for
+// start, which comes after the new routes: a broker's message without a route is
+// gone.
+func (s *sources) rearrange(c config.Downstream, gate *downstream.Gate, log *zap.Logger) (next *sources, changed bool, err error) {
 	next = &sources{}
 	var errs []error
 	for _, b := range s.brokers {
@@ -200,7 +202,6 @@ func (s *sources) rearrange(c config.Downstream, gate *downstream.Gate, log *zap
 		next.sockets = appendKept(next.sockets, s.sockets, func(k *socketSource) bool { return reflect.DeepEqual(k.cfg, want) },
 			func() (*socketSource, error) { return openSocket(i, want, gate, log) }, &changed, &errs)
 	}
-	next.start(l)
 	return next, changed, errors.Join(errs...)
 }
 
@@ -270,7 +271,6 @@ func routeOf(r config.Route) downstream.Route {
 	out := downstream.Route{
 		Name: r.Name, Match: r.Match, To: r.To, Properties: r.Properties, ContentType: r.ContentType,
 		ContentEncoding: r.ContentEncoding, Output: r.Output, Priority: uint8(r.Priority), MaxAge: r.MaxAge,
-		TypeAssumed: r.TypeAssumed, EncodingAssumed: r.EncodingAssumed,
 		Filter: r.Filter, Set: r.Set, Transform: r.Transform, Gzip: r.Compress == "gzip",
 		OnlyChanges: downstream.OnlyChanges{
 			Deadband: r.OnlyChanges.Deadband, Deadbands: r.OnlyChanges.Deadbands, MinInterval: r.OnlyChanges.MinInterval, MaxInterval: r.OnlyChanges.MaxInterval,

@@ -271,6 +271,7 @@ func routeOf(r config.Route) downstream.Route {
 	out := downstream.Route{
 		Name: r.Name, Match: r.Match, To: r.To, Properties: r.Properties, ContentType: r.ContentType,
 		ContentEncoding: r.ContentEncoding, Output: r.Output, Priority: uint8(r.Priority), MaxAge: r.MaxAge,
+		TypeAssumed: r.TypeAssumed, EncodingAssumed: r.EncodingAssumed,
 		Filter: r.Filter, Set: r.Set, Transform: r.Transform, Gzip: r.Compress == "gzip",
 		OnlyChanges: downstream.OnlyChanges{
 			Deadband: r.OnlyChanges.Deadband, Deadbands: r.OnlyChanges.Deadbands, MinInterval: r.OnlyChanges.MinInterval, MaxInterval: r.OnlyChanges.MaxInterval,

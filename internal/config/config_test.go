@@ -199,7 +199,7 @@ func TestEveryKeyIsHonoured(t *testing.T) {
 				{
 					URL: "mqtts://broker.example.com:8883", ClientID: "gw-1", Subscribe: []string{"$share/gateways/factory/#", "a/+"},
 					Username: "gw", PasswordFile: file("token"), TLS: BrokerTLS{file("ca.pem"), file("server.pem"), file("server.key")},
-					ReceiveMaximum: 10, SessionExpiry: time.Hour, LocalTopics: true,
+					ReceiveMaximum: 10, SessionExpiry: time.Hour,
 				},
 			},
 			Exec: []Exec{

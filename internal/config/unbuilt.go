@@ -8,7 +8,8 @@ import "strings"
 // identity's own keys too.
 func unbuilt(key string) bool {
 	switch key {
-	case "hub.transport",
+	case "downstream.broker[].local_topics",
+		"hub.transport",
 		"hub.proxy",
 		"hub.keepalive=auto",
 		"routes[].pack.max_bytes":

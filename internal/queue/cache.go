@@ -14,6 +14,7 @@ type frameCache struct {
 	m     map[frameKey]*cached
 	head  cached // ring of entries, most recent first
 	bytes int
+	used  bool // since trim last looked
 	pool  [cacheClasses][][]byte
 }
 
@@ -44,6 +45,7 @@ func newFrameCache(budget int) *frameCache {
 // get returns the frame with one reference more, or nil. The caller releases it.
 func (c *frameCache) get(k frameKey) *cached {
 	c.mu.Lock()
+	c.used = true
 	e := c.m[k]
 	if e != nil {
 		e.refs.Add(1)
@@ -93,6 +95,7 @@ func (c *frameCache) add(k frameKey, buf []byte) *cached {
 	if old := c.m[k]; old != nil {
 		c.evict(old)
 	}
+	c.used = true
 	e := &cached{key: k, buf: buf}
 	e.refs.Store(2)
 	c.m[k] = e
@@ -120,6 +123,21 @@ func (c *frameCache) evict(e *cached) {
 	if e.refs.Add(-1) == 0 {
 		c.recycle(e.buf)
 	}
+}
+
+// trim lets go of everything when nobody has used the cache since it was last called.
+func (c *frameCache) trim() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.used {
+		c.used = false
+		return
+	}
+	for c.head.prev != &c.head {
+		c.evict(c.head.prev)
+	}
+	c.pool = [cacheClasses][][]byte{}
+	c.m = map[frameKey]*cached{}
 }
 
 func (c *frameCache) link(e *cached) {

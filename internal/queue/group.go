@@ -60,6 +60,7 @@ func (j *Journal) writeSync(buf []byte, off int64) error {
 	}
 	w.lastSync = time.Now()
 	d := w.lastSync.Sub(begin)
+	w.linger.sync = d
 	j.mu.Lock()
 	j.stats.Syncs++
 	j.stats.SyncTime += d

@@ -14,7 +14,7 @@ const (
 	defaultSegment = 16 << 20
 	minSegment     = 64 << 10
 	defaultPending = 16 << 20
-	cacheBudget    = 4 << 20
+	cacheBudget    = 2 << 20
 	flushInterval  = time.Second // how long acknowledgements may wait for the disk
 	tickInterval   = 5 * time.Second
 )
@@ -78,6 +78,7 @@ type pending struct {
 	spareA *arena
 	bytes  int64         // accepted and not yet synced
 	room   chan struct{} // closed and replaced when bytes shrinks
+	goal   int           // the writer waits for so many records; 0 = it does not
 	closed bool
 	stop   error // why appends are refused at the moment; nil = they are not
 }

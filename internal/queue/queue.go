@@ -170,9 +170,9 @@ func (j *Journal) enqueue(ctx context.Context, p *pend) error {
 	w.arena.keep(&p.m)
 	p.mono = j.boot.now()
 	w.recs = append(w.recs, *p)
-	first := len(w.recs) == 1
+	look := len(w.recs) == 1 || len(w.recs) == w.goal
 	w.mu.Unlock()
-	if first {
+	if look {
 		poke(j.wake)
 	}
 	return nil

@@ -30,6 +30,9 @@ type writer struct {
 	lastSync  time.Time
 	retryAt   time.Time
 	backoff   time.Duration
+	linger    linger
+	rested    uint64  // syncs when rest last looked
+	idle      int     // ticks without a sync since
 	zombies   []*slot // a header was written there and may or may not be on the disk; removed once a newer snapshot is
 }
 
@@ -53,7 +56,9 @@ func (j *Journal) Run(ctx context.Context) error {
 		case <-ctx.Done():
 		case <-j.wake:
 			j.holdBack(ctx)
+			j.gather(ctx)
 		case <-tick.C:
+			j.rest()
 		}
 		j.commit(false)
 	}
@@ -104,7 +109,11 @@ func (j *Journal) commit(last bool) {
 		if err != nil {
 			n = len(recs)
 		}
+		crowd := n + j.waiting()
 		j.settle(recs[:n], ctl, states, err)
+		if n > 0 {
+			j.w.linger.crowd, j.w.linger.answered = crowd, time.Now()
+		}
 		recs, ctl, states = recs[n:], nil, nil
 	}
 	j.giveBack(arena)

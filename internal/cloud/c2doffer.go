@@ -79,6 +79,9 @@ func (id *Identity) offer(p *pending, bag []queue.Property, payload []byte) {
 // offerAll goes through everything that waits: what has expired leaves, the rest is
 // offered.
 func (id *Identity) offerAll() {
+	if id.parked.Load() {
+		return
+	}
 	id.scan(0, func(p *pending, m queue.Message) bool {
 		id.offer(p, parseBag(m.Topic), m.Payload)
 		return true

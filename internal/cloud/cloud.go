@@ -82,6 +82,7 @@ type Cloud struct {
 
 	mu       sync.Mutex
 	ids      map[string]*Identity
+	parked   map[string]*Identity // removed, and perhaps back later
 	runnable []*Identity
 	closed   bool
 	wake     chan struct{}
@@ -106,7 +107,7 @@ func New(cfg Config) *Cloud {
 		cfg.Log = zap.NewNop()
 	}
 	return &Cloud{
-		cfg: cfg, log: cfg.Log, local: nowhere{}, ids: make(map[string]*Identity), wake: make(chan struct{}, 1),
+		cfg: cfg, log: cfg.Log, local: nowhere{}, ids: make(map[string]*Identity), parked: make(map[string]*Identity), wake: make(chan struct{}, 1),
 		files: files{dir: filepath.Join(cfg.StateDir, "twins")}, programs: make(chan struct{}, maxPrograms), settle: ownSettle,
 	}
 }

@@ -67,13 +67,13 @@ type Identity struct {
 	twin    twin
 
 	shown   State // belongs to the goroutine that watches states
-	told    bool
+	told    atomic.Bool
+	parked  atomic.Bool  // removed
 	waiting atomic.Int32 // C2D messages that wait for a subscriber
 
 	mu      sync.Mutex
 	box     []func()
 	onStage bool          // scheduled, or in a step
-	gone    bool          // removed
 	news    chan struct{} // closed and replaced when there is a new C2D message
 	alarm   *time.Timer
 	alarmAt time.Time // zero = not set
@@ -94,7 +94,7 @@ func (c *Cloud) Add(o Options) (*Identity, error) {
 			return nil, fmt.Errorf("methods.%s: there is no built-in method %q", name, t.Builtin)
 		}
 	}
-	if id, err := c.identity(o.Name); err == nil {
+	if id := c.unpark(o.Name); id != nil {
 		return id, id.change(o)
 	}
 	id := &Identity{c: c, log: c.log.With(zap.String("identity", o.Name)), news: make(chan struct{})}
@@ -161,24 +161,40 @@ func (id *Identity) openQueue(name string) (err error) {
 	return err
 }
 
-// Remove forgets an identity, whose session has ended. What it has on disk stays.
+// Remove takes an identity out of service, whose session has ended: local clients
+// find nothing of it any more. What is on its way to the disk still gets there, and
+// Add brings the identity back as it was.
 func (c *Cloud) Remove(name string) {
 	c.mu.Lock()
 	id := c.ids[name]
-	delete(c.ids, name)
+	if id != nil {
+		delete(c.ids, name)
+		c.parked[name] = id
+	}
 	c.mu.Unlock()
 	if id == nil {
 		return
 	}
+	id.parked.Store(true)
+	id.stopAlarm()
 	id.post(func() {
 		// An empty value only takes the retained one away.
 		id.retain("status", nil)
 		id.retain("twin/desired", nil)
 	})
-	id.stopAlarm()
-	id.mu.Lock()
-	defer id.mu.Unlock()
-	id.gone = true
+}
+
+// unpark returns the identity to change, if there is one already.
+func (c *Cloud) unpark(name string) *Identity {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if id := c.parked[name]; id != nil {
+		delete(c.parked, name)
+		c.ids[name] = id
+		id.told.Store(false)
+		id.parked.Store(false)
+	}
+	return c.ids[name]
 }
 
 // post puts something into the box. It never blocks, and does nothing when the
@@ -201,7 +217,7 @@ func (id *Identity) accept(f func()) error {
 func (id *Identity) put(f func(), bounded bool) bool {
 	id.mu.Lock()
 	defer id.mu.Unlock()
-	if id.gone || bounded && len(id.box) >= maxBox {
+	if bounded && len(id.box) >= maxBox {
 		return false
 	}
 	if !id.onStage {
@@ -247,13 +263,14 @@ func (id *Identity) begin() {
 	if id.opt().C2D && id.waiting.Load() > 0 {
 		id.offerAll()
 	}
+	id.tick() // nothing of an identity that comes back waits for an alarm that was stopped
 }
 
 // wakeAt asks for a tick at a time, or earlier.
 func (id *Identity) wakeAt(t time.Time) {
 	id.mu.Lock()
 	defer id.mu.Unlock()
-	if id.gone || (!id.alarmAt.IsZero() && !t.Before(id.alarmAt)) {
+	if id.parked.Load() || !id.alarmAt.IsZero() && !t.Before(id.alarmAt) {
 		return
 	}
 	id.alarmAt = t
@@ -275,6 +292,7 @@ func (id *Identity) rang() {
 func (id *Identity) stopAlarm() {
 	id.mu.Lock()
 	defer id.mu.Unlock()
+	id.alarmAt = time.Time{}
 	if id.alarm != nil {
 		id.alarm.Stop()
 	}
@@ -282,6 +300,9 @@ func (id *Identity) stopAlarm() {
 
 // tick looks at everything that waits for a time and asks for the next one.
 func (id *Identity) tick() {
+	if id.parked.Load() {
+		return
+	}
 	now := time.Now()
 	if id.opt().C2D {
 		id.tickC2D(now)
@@ -341,10 +362,10 @@ func (id *Identity) Received(link hub.Link, m hub.Inbound, ack func()) {
 
 // showState publishes the retained state when it is another one.
 func (id *Identity) showState(s State) {
-	if id.told && s == id.shown {
+	if id.told.Swap(true) && s == id.shown {
 		return
 	}
-	id.shown, id.told = s, true
+	id.shown = s
 	now, _ := id.c.cfg.Clock.Now()
 	b, err := json.Marshal(struct {
 		Connected bool      `json:"connected"`
@@ -353,7 +374,11 @@ func (id *Identity) showState(s State) {
 		Since     time.Time `json:"since"`
 	}{s.Connected, s.State, s.Fault, now.UTC().Truncate(time.Second)})
 	if err == nil {
-		id.post(func() { id.retain("status", b) })
+		id.post(func() {
+			if !id.parked.Load() {
+				id.retain("status", b)
+			}
+		})
 	}
 }
 

@@ -102,8 +102,7 @@ func (s *setup) open(log *zap.Logger) (*plantGateway, error) {
 	pacer := hub.NewPacer(hub.Pace{Connects: 1000})
 	var names []string
 	for _, o := range s.Identities {
-		id, err := g.cloud.Add(o)
-		if err != nil {
+		if _, err := g.cloud.Add(o); err != nil {
 			return nil, err
 		}
 		cred, err := loadPair(s.Dir, o.Name)
@@ -117,7 +116,7 @@ func (s *setup) open(log *zap.Logger) (*plantGateway, error) {
 		g.creds[o.Name] = newMemoryStore(cred)
 		g.sessions[o.Name] = hub.NewSession(hub.Config{
 			Identity: hub.Identity{Name: o.Name, HostName: hubtest.DefaultHostName, DeviceID: o.Name, Address: s.HubAddress},
-			Product:  "gatewayd test", Roots: func() *x509.CertPool { return roots }, Commands: id,
+			Product:  "gatewayd test", Roots: func() *x509.CertPool { return roots }, Commands: latest{g.cloud, o.Name},
 			Timing: hub.Timing{RetryMin: 20 * time.Millisecond, RetryMax: 200 * time.Millisecond, ProofIdle: 50 * time.Millisecond, Stable: time.Millisecond},
 		}, q, g.creds[o.Name], pacer, log)
 		names = append(names, o.Name)
@@ -138,6 +137,31 @@ func (s *setup) open(log *zap.Logger) (*plantGateway, error) {
 	g.http.Mount(C2DPath, g.cloud)
 	g.http.Mount(TwinPath, g.cloud)
 	return g, errors.Join(g.mqtt.Listen(), g.http.Listen())
+}
+
+// latest calls the part that an identity has now: a test may replace it.
+type latest struct {
+	c    *Cloud
+	name string
+}
+
+func (l latest) Filters(h hub.Identity) (all []packet.Subscription) {
+	if id, err := l.c.identity(l.name); err == nil {
+		all = id.Filters(h)
+	}
+	return all
+}
+
+func (l latest) Connected(link hub.Link, refused []string) {
+	if id, err := l.c.identity(l.name); err == nil {
+		id.Connected(link, refused)
+	}
+}
+
+func (l latest) Received(link hub.Link, m hub.Inbound, ack func()) {
+	if id, err := l.c.identity(l.name); err == nil {
+		id.Received(link, m, ack)
+	}
 }
 
 // noSink is never asked: no sensor is in these tests.

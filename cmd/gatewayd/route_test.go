@@ -36,7 +36,7 @@ routes:
 		{"dropped", "", []string{"sensors/a/json", `x`}, "topic      sensors/a/json\nroute      routes[1] (match: sensors/+/json)\nfate       dropped: program failed: the body is not JSON\n", 0},
 		{"set aside", "", []string{"odd/a", "\xff"},
 			"topic      odd/a\nroute      routes[3] (match: odd/+)\nfate       set aside: program failed: the body is not JSON\nidentity   press-7\n" +
-				"type       application/json\nencoding   utf-8\nbody       1 bytes:\n\"\\xff\"\n", 0},
+				"body       1 bytes:\n\"\\xff\"\n", 0},
 		{"no route", "", []string{"other"}, "topic      other\nfate       refused: no route for this topic\n", exitRunning},
 		{"not a topic", "", []string{"a/+"}, "topic      a/+\nfate       refused: not a topic that can be published to: empty, not UTF-8, or with a wildcard\n", exitRunning},
 	} {

@@ -182,6 +182,7 @@ func (g *gateway) keepOrOpen(was *identity, cfg *config.Config, c config.Identit
 		return &next, identityKept, nil
 	}
 	gentle.Queue, gentle.Certificate = c.Queue, c.Certificate
+	gentle.Queue.MaxAge = was.cfg.Queue.MaxAge // commands that wait have it too
 	if !reflect.DeepEqual(gentle, c) {
 		g.stopIdentity(was)
 		id, err := g.openIdentity(cfg, c)

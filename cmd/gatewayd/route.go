@@ -76,17 +76,13 @@ func parseProperties(texts []string) ([]queue.Property, error) {
 }
 
 func previewRoute(cmd *cobra.Command, cfg *config.Config, a downstream.Arrival) error {
-	all := make([]downstream.Route, len(cfg.Routes))
-	for i, r := range cfg.Routes {
-		all[i] = routeOf(r)
-	}
-	router, err := downstream.NewRouter(all, cfg.Names())
+	router, err := downstream.NewRouter(routes(cfg.Routes), cfg.Names())
 	if err != nil {
 		return &exitError{exitUsage, err}
 	}
 	ledger := downstream.NewLedger(0, 0)
 	a.Client = ledger.Source("preview").Client("sensor")
-	v, err := downstream.NewGate(router, nil, ledger, downstream.GateLimits{}).Preview(cmd.Context(), a)
+	v, err := downstream.NewGate(router, nil, ledger, gateLimits(cfg)).Preview(cmd.Context(), a)
 	out := cmd.OutOrStdout()
 	if err != nil {
 		fmt.Fprintf(out, "topic      %s\nfate       refused: %v\n", a.Topic, err)

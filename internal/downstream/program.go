@@ -55,6 +55,8 @@ type programs struct {
 	writers   sync.Pool // of *gzip.Writer, which are large
 	changes   *changes  // nil = every message passes
 	counts    routeCounts
+
+	labelType, labelEncoding bool // a new body is labelled as JSON, because nobody wrote a label down
 }
 
 type propertyProgram struct {
@@ -78,7 +80,10 @@ func compilePrograms(r Route) (*programs, []error) {
 		}
 		return c
 	}
-	p := &programs{onError: r.OnError, gzip: r.Gzip, changes: newChanges(r.OnlyChanges)}
+	p := &programs{
+		onError: r.OnError, gzip: r.Gzip, changes: newChanges(r.OnlyChanges),
+		labelType: r.TypeAssumed, labelEncoding: r.EncodingAssumed,
+	}
 	p.filter = code("filter", r.Filter)
 	p.transform = code("transform", r.Transform)
 	for key, text := range r.Set {
@@ -201,8 +206,12 @@ func (p *programs) run(ctx context.Context, m *queue.Message, body *value, most 
 		}
 		*body = value{raw: raw, decoded: got, ready: true}
 		m.Payload = raw
-		if m.ContentType == "" {
+		// Whatever the sensor said of its own body, this is another one.
+		if p.labelType {
 			m.ContentType = "application/json"
+		}
+		if p.labelEncoding {
+			m.ContentEncoding = "utf-8"
 		}
 	}
 	m.Properties = overlay(m.Properties, set)

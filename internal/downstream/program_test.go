@@ -134,6 +134,28 @@ func TestProgramsDecideWhatIsStored(t *testing.T) {
 	}
 }
 
+// A new body is JSON, whatever the sensor said of its own, unless the route says
+// otherwise.
+func TestANewBodyHasItsOwnLabels(t *testing.T) {
+	for _, tt := range []struct {
+		route      Route
+		kind, code string
+	}{
+		{Route{Transform: ".", ContentType: "application/json", ContentEncoding: "utf-8", TypeAssumed: true, EncodingAssumed: true}, "application/json", "utf-8"},
+		{Route{Transform: ".", ContentType: "application/senml+json"}, "application/senml+json", "latin-1"},
+		{Route{Filter: "true", ContentType: "application/json", TypeAssumed: true, EncodingAssumed: true}, "text/plain", "latin-1"},
+	} {
+		sink := &keepSink{}
+		g, c := programGate(t, sink, tt.route)
+		if err := send(t, g, Arrival{Client: c, Topic: "a", Payload: []byte("1"), ContentType: "text/plain", ContentEncoding: "latin-1"}); err != nil {
+			t.Fatal(err)
+		}
+		if m := sink.stored[0]; m.ContentType != tt.kind || m.ContentEncoding != tt.code {
+			t.Errorf("%+v: got %q %q", tt.route, m.ContentType, m.ContentEncoding)
+		}
+	}
+}
+
 func TestFailuresOfProgramsAreCounted(t *testing.T) {
 	for _, on := range []OnError{ErrorSetAside, ErrorDrop, ErrorPass} {
 		g, c := programGate(t, &keepSink{}, Route{Filter: ".ok", OnError: on})

@@ -94,7 +94,9 @@ func previewRoute(cmd *cobra.Command, cfg *config.Config, a downstream.Arrival) 
 
 func writePreview(w io.Writer, cfg *config.Config, v downstream.Preview) {
 	m := &v.Message
-	line := func(name, format string, args ...any) { fmt.Fprintf(w, "%-11s%s\n", name, fmt.Sprintf(format, args...)) }
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(w, "%-11s%s\n", name, fmt.Sprintf(format, args...))
+	}
 	line("topic", "%s", m.Topic)
 	route := m.Route
 	for _, r := range cfg.Routes {

@@ -59,6 +59,7 @@ type arrangement struct {
 	byName     map[string]*identity
 	mqtt       []*mqttListener
 	http       []*httpListener
+	sources    *sources
 }
 
 // identity is one device or module with its parts.
@@ -99,6 +100,7 @@ func (g *gateway) close() {
 	for _, h := range a.http {
 		closeUnused(h.Run)
 	}
+	a.sources.close()
 	for _, s := range []*adminServer{g.admin, g.control} {
 		if s != nil {
 			s.close()
@@ -258,7 +260,8 @@ func (g *gateway) openLocal(a *arrangement) error {
 		}
 		a.http = append(a.http, h)
 	}
-	return nil
+	a.sources, err = openSources(a.cfg.Downstream, g.gate, g.log)
+	return err
 }
 
 func routes(all []config.Route) []downstream.Route {
@@ -312,6 +315,7 @@ func (g *gateway) Run(ctx context.Context) error {
 	for _, h := range a.http {
 		h.running = g.listening.start("http listener "+h.Addr().String(), h.Run)
 	}
+	a.sources.start(g.listening)
 	g.sayStarted(a)
 	g.notify.ready(g.statusLine())
 	// Reloads change what runs, so they begin last and end first.

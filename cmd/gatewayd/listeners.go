@@ -109,8 +109,8 @@ func gateLimits(c *config.Config) downstream.GateLimits {
 	return downstream.GateLimits{TopicBytes: c.Downstream.MaxTopic}
 }
 
-// tryListeners builds every listener without binding it, which reads all their
-// files. The errors are joined, each with its key path.
+// tryListeners builds every listener and source without binding or starting it,
+// which reads all their files. The errors are joined, each with its key path.
 func tryListeners(cfg *config.Config, router *downstream.Router) error {
 	var errs []error
 	gate := downstream.NewGate(router, sink{}, downstream.NewLedger(0, 0), gateLimits(cfg))
@@ -125,6 +125,7 @@ func tryListeners(cfg *config.Config, router *downstream.Router) error {
 			errs = append(errs, fmt.Errorf("downstream.http[%d]: %w", i, err))
 		}
 	}
+	checkSources(cfg.Downstream, gate, func(path, reason string) { errs = append(errs, fmt.Errorf("%s: %s", path, reason)) })
 	return errors.Join(errs...)
 }
 

@@ -126,12 +126,16 @@ func (g *gateway) rearrange(old, next *arrangement, router *downstream.Router) (
 		}
 	}
 	errs = append(errs, g.rearrangeListeners(old, next))
+	var sourcesChanged bool
+	next.sources, sourcesChanged, err = old.sources.rearrange(next.cfg.Downstream, g.gate, g.log)
+	errs = append(errs, err)
 	if level, err := zapcore.ParseLevel(next.cfg.Log.Level); err == nil {
 		g.level.SetLevel(level)
 	}
 	g.pacer.SetRates(next.cfg.Hub.ConnectRate, next.cfg.Hub.SendRate)
 	g.now.Store(next)
 	g.gate.SetRouter(router)
+	next.sources.start(g.listening)
 	for name, id := range old.byName {
 		if next.byName[name] == nil {
 			g.stopIdentity(id)
@@ -148,6 +152,9 @@ func (g *gateway) rearrange(old, next *arrangement, router *downstream.Router) (
 	if !slices.EqualFunc(old.mqtt, next.mqtt, func(a, b *mqttListener) bool { return a == b }) ||
 		!slices.EqualFunc(old.http, next.http, func(a, b *httpListener) bool { return a == b }) {
 		changes = append(changes, "listeners")
+	}
+	if sourcesChanged {
+		changes = append(changes, "brokers, programs or sockets")
 	}
 	if !reflect.DeepEqual(old.cfg.Hub, next.cfg.Hub) || old.cfg.Log != next.cfg.Log {
 		changes = append(changes, "hub or log settings")

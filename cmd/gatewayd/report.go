@@ -29,11 +29,13 @@ type report struct {
 	Identities []identityReport `json:"identities"`
 	// Unconfigured are identities that are in no configuration any more and still
 	// have messages on disk.
-	Unconfigured []string                 `json:"unconfigured,omitempty"`
-	Listeners    []listenerReport         `json:"listeners"`
-	Sources      []downstream.SourceCount `json:"sources"`
-	Sensors      []downstream.Count       `json:"sensors"` // the latest seen, at most 100
-	Topics       []downstream.Count       `json:"topics"`  // by first two levels, at most 100
+	Unconfigured []string         `json:"unconfigured,omitempty"`
+	Listeners    []listenerReport `json:"listeners"`
+	sourcesReport
+	Routes  []downstream.RouteCount  `json:"routes,omitempty"` // those with programs
+	Sources []downstream.SourceCount `json:"sources"`
+	Sensors []downstream.Count       `json:"sensors"` // the latest seen, at most 100
+	Topics  []downstream.Count       `json:"topics"`  // by first two levels, at most 100
 }
 
 type diskReport struct {
@@ -124,6 +126,10 @@ func (g *gateway) report() report {
 	for _, h := range a.http {
 		r.Listeners = append(r.Listeners, listenerReport{Kind: "http", Address: h.Addr().String()})
 	}
+	if s := g.now.Load().sources; s != nil {
+		r.sourcesReport = s.report()
+	}
+	r.Routes = g.gate.Router().Counts()
 	r.FirstFault = r.firstFault()
 	r.Healthy = r.FirstFault == ""
 	return r
@@ -140,7 +146,7 @@ func (r *report) firstFault() string {
 			return id.Name + ": " + id.FirstFault
 		}
 	}
-	return ""
+	return r.sourcesReport.firstFault()
 }
 
 func newDiskReport(s queue.JournalStats) diskReport {

@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -130,7 +131,9 @@ func TestCredentialPrintsNoKey(t *testing.T) {
 	p := pair(t, certtest.Leaf{})
 	c, err := Parse(p.CertPEM, p.KeyPEM, nil)
 	must(t, err)
-	d := p.Key.(*ecdsa.PrivateKey).D
+	raw, err := p.Key.(*ecdsa.PrivateKey).Bytes()
+	must(t, err)
+	d := new(big.Int).SetBytes(raw)
 	b, _ := pem.Decode(p.KeyPEM)
 	for _, format := range []string{"%v", "%+v", "%#v", "%s", "%d", "%x"} {
 		for _, v := range []any{c, *c, Options{Identity: press}, Source{Key: "k"}} {

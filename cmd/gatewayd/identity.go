@@ -1,0 +1,102 @@
+package main
+
+import (
+	"crypto/x509"
+	"fmt"
+
+	"gatewayd/internal/certstore"
+	"gatewayd/internal/config"
+	"gatewayd/internal/hub"
+	"gatewayd/internal/queue"
+)
+
+// identity is one device or module with its parts.
+type identity struct {
+	cfg     config.Identity
+	queue   *queue.Queue
+	store   *certstore.Store
+	session *hub.Session
+	running *component // the session; nil before Run
+}
+
+func (g *gateway) openIdentities(a *arrangement) error {
+	g.pacer = hub.NewPacer(hub.Pace{Connects: a.cfg.Hub.ConnectRate, Sends: a.cfg.Hub.SendRate})
+	g.watcher = certstore.NewWatcher(certstore.WatcherOptions{Log: g.log.Named("certs")})
+	g.roots = newRootsCache(g.watcher, g.log.Named("certs"))
+	for i := range a.cfg.Identities {
+		id, err := g.openIdentity(a.cfg, a.cfg.Identities[i])
+		if err != nil {
+			return fmt.Errorf("identities[%d]: %w", i, err)
+		}
+		a.add(id)
+	}
+	return nil
+}
+
+func (a *arrangement) add(id *identity) {
+	a.identities = append(a.identities, id)
+	a.byName[id.cfg.Name] = id
+}
+
+func (g *gateway) openIdentity(cfg *config.Config, c config.Identity) (*identity, error) {
+	id := &identity{cfg: c}
+	var err error
+	if id.queue, err = g.journal.Queue(c.Name, queueLimits(c.Queue)); err != nil {
+		return nil, err
+	}
+	cn := c.HubID()
+	if c.AllowCNMismatch {
+		cn = ""
+	}
+	id.store, err = certstore.Open(certstore.Options{
+		Identity:     c.Name,
+		Source:       certstore.Source(c.Certificate),
+		CommonName:   cn,
+		StateDir:     cfg.StateDir,
+		KeepLastGood: c.KeepLastGood == config.KeepOnDisk,
+		// Many quick renewals in a row are an exercise or a migration; one a minute
+		// without an end is a renewer gone wild.
+		TrialBurst: 120,
+		Clock:      g.clock,
+		Log:        g.log.Named("certs"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	session := sessionConfig(c, g.clock, g.roots.pool(c.Hub), cfg.Queue.SetAsideAfter)
+	if session.Commands, err = addCommands(g.cloud, c); err != nil {
+		return nil, err
+	}
+	id.session = hub.NewSession(session, id.queue, id.store, g.pacer, g.log.Named("hub"))
+	g.watcher.Add(id.store)
+	return id, nil
+}
+
+// sessionConfig turns the file's words into the session's. dials says against
+// which time and roots the hub's own certificate is checked.
+func sessionConfig(c config.Identity, clock *certstore.Clock, roots func() *x509.CertPool, deaths int) hub.Config {
+	return hub.Config{
+		Identity: hub.Identity{
+			Name: c.Name, HostName: c.HostName, DeviceID: c.DeviceID, ModuleID: c.ModuleID,
+			Address: c.Address, GatewayHostName: c.GatewayHostName,
+		},
+		Product:   "gatewayd/" + readBuild().Version,
+		KeepAlive: c.Hub.KeepAlive,
+		Window:    c.Hub.Window,
+		Roots:     roots,
+		Clock:     clock,
+		Timing:    hub.Timing{PoisonDeaths: deaths},
+	}
+}
+
+func queueLimits(l config.Limits) queue.Limits {
+	limits := queue.Limits{MaxBytes: l.MaxBytes, MaxAge: l.MaxAge}
+	if l.WhenFull == config.WhenFullDropOldest {
+		limits.WhenFull = queue.DropOldest
+	}
+	return limits
+}
+
+func (g *gateway) startIdentity(id *identity) {
+	id.running = g.sending.start("session "+id.cfg.Name, id.session.Run)
+}

@@ -10,6 +10,7 @@ import (
 // A reader that is woken as soon as a record is published must find it: whole,
 // and in memory.
 func TestReaderRightBehindTheWriterFindsEverything(t *testing.T) {
+	t.Parallel()
 	const messages = 3000
 	j, err := Open(Options{Dir: t.TempDir(), SegmentBytes: 1 << 20})
 	if err != nil {

@@ -67,7 +67,7 @@ func (j *Journal) sparseSegments() []*segment {
 	}
 	var sealed, pick []*segment
 	for _, s := range j.segments {
-		if s.sealed.Load() && !s.dead.Load() {
+		if s.sealed.Load() && !s.dead.Load() && !s.absent {
 			sealed = append(sealed, s)
 		}
 	}
@@ -131,7 +131,7 @@ func (c *compaction) run() error {
 	}
 	c.g = &segment{id: j.nextSeg.Add(1), salt: rand.Uint32(), slot: slot, cold: true}
 	c.g.sealed.Store(true)
-	if c.f, err = j.fs.open(slot.name, openWrite); err != nil {
+	if c.f, err = j.files.openFile(slot.name, openWrite); err != nil {
 		return err
 	}
 	h := segHeader{version: formatVersion, id: c.g.id, salt: c.g.salt, cold: true, instance: j.instance, machine: j.machine, created: time.Now().UnixMilli()}

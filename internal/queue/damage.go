@@ -58,7 +58,7 @@ func (j *Journal) copyDamaged(g *segment, off int64, n int) error {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
-	out, err := j.fs.open(name, createNew)
+	out, err := j.files.openFile(name, createNew)
 	if err != nil {
 		return nil // kept by an earlier start already, or no room: either way there is nothing better to do
 	}

@@ -10,7 +10,9 @@
 //   - An identity that is never drained keeps the space of its messages and nobody else's.
 //   - Damage is limited to the touched records, counted, reported, and its bytes are kept in damaged/ for inspection. What is intact before and after it
 //     is delivered.
-//   - A disk that is full, read-only or failing stops appends with ErrDisk; reading and acknowledging go on, and appends work again when the cause goes.
+//   - A file that may not be opened at a start is named and left alone. Its messages do not count as lost: they are delivered after the first start that can
+//     read it, in their order, whatever the queues did meanwhile.
+//   - A disk that is full, read-only or failing, or a process without free descriptors, stops appends with ErrDisk; reading and acknowledging go on, and appends work again when the cause goes.
 //
 // What it does not promise: exactly once. Acknowledgements reach the disk within a second of the call, with the next group or in one of their own; a
 // crash before that causes resends of what was acknowledged in that second.
@@ -18,8 +20,13 @@
 // # Goroutines
 //
 // Open starts nothing. Run is the writer: it forms groups, writes, syncs, calls back, and owns the segment in use. Run starts one more, the housekeeper,
-// which writes indexes, prepares and removes files, expires and compacts, and waits for it. Everything else happens in the goroutine of the caller. Locks are
-// taken in the order Queue.fill, Queue.mu, Journal.mu; only Queue.fill is held across a read, none across a write.
+// which writes indexes, prepares and removes files, expires and compacts, and waits for it. Everything else happens in the goroutine of the caller.
+//
+// Producers that wait for their syncs come back in a crowd. The writer waits for most of the crowd, half the time of a sync at most, before it takes the next
+// group, and stops trying where they do not come: fewer syncs, fuller blocks, and no halves that wait for each other. Three seconds without a group, and the
+// memory of the last burst is given back.
+//
+// Locks are taken in the order Queue.fill, Queue.mu, Journal.mu; only Queue.fill is held across a read, none across a write.
 //
 // # Files
 //
@@ -59,12 +66,14 @@
 //	             replaces, id, reason, u8 priority; payload
 //	5  queue     uvarint queue; name
 //	6  state     uvarint queue; next sequence, appended, acknowledged; drops by reason; lanes: u8 class, watermark, gaps above it. Absolute.
-//	7  segment   uvarint id, slot; u32 salt; uvarint end; u8 flags
+//	7  segment   uvarint id, slot; u32 salt; uvarint end; u8 flags (1: written by compaction; 2: could not be read; with id 0 nothing more is known of it,
+//	             and end is the id of the newest segment that could)
 //	8  freed     uvarint ids
 //	9  snapshot  uvarint next queue number; first item of the first group of a segment
 //	10 end       last item of that group
 //	11 boot      16 bytes boot id; varint wall clock minus boot clock, milliseconds
 //	12 forgot    uvarint queue
+//	13 held      as state: how the queue stood when files first could not be read
 //
 // The id of a message is origin, queue and sequence, hence costs nothing; it is spelled out only in copies with a new sequence. Times of a clock that was not
 // set are corrected on reading by boot id and boot clock.
@@ -100,6 +109,10 @@
 //   - Set aside, put back. The copy's record names the original it replaces: one record, so the message is in exactly one of the two places.
 //   - Delete a queue. Its messages are removed, then one record forgets it; in between it is a queue with fewer messages.
 //   - Restart. A segment that was in use is never appended to again: bytes of a torn tail cannot come back to life behind new ones.
+//   - Unreadable at a start. The file stays listed in every snapshot, with the watermarks of that moment, until a start can read it; then those decide which
+//     of its messages wait. A file that no list names may be newer than all that can be read: numbers of segments, queues and messages are moved on past
+//     whatever it can hold, and what compaction wrote since the newest readable snapshot counts. Watermarks go back for these lanes: a crash before the next
+//     group only repeats this. A second restart soon after may send messages again that share a segment with them.
 //   - A snapshot that is damaged later: the one before it is used and all records since are applied. No snapshot at all: every segment that checks
 //     counts, and messages that were delivered may be sent again.
 package queue

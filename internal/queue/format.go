@@ -46,7 +46,8 @@ const (
 	itemEnd      = 10 // closes a snapshot
 	itemBoot     = 11 // offset between wall and boot clock of one boot
 	itemForgot   = 12 // a queue was dropped
-	itemKinds    = 13
+	itemHeld     = 13 // state of a queue when files first could not be read
+	itemKinds    = 14
 )
 
 // Flags of a message item, in the high bits of its class byte.

@@ -4,6 +4,8 @@ import "errors"
 
 // lane moves what waits of one lane. Neighbouring extents become one, so that moving again and again does not scatter a lane.
 func (c *compaction) lane(q *Queue, class uint8) error {
+	// What is not known may lie between two extents: then they stay two.
+	whole := len(c.j.absent) == 0
 	q.mu.Lock()
 	l := q.lanes[class]
 	var todo []extent
@@ -14,7 +16,7 @@ func (c *compaction) lane(q *Queue, class uint8) error {
 			if c.from[e.seg] && !e.seg.dead.Load() {
 				todo = append(todo, e)
 				joins = append(joins, prev)
-				prev = true
+				prev = whole
 			} else {
 				prev = false
 			}
@@ -72,6 +74,9 @@ func (c *compaction) record(q *Queue, class uint8, e *extent, r rec, join *bool)
 		return err
 	}
 	h := &s.head
+	if h.id == "" && h.qid != q.id { // its queue was made anew while this could not be read: the id stays
+		h.id = m.ID
+	}
 	frame, item := c.b.message(&s.base, &record{qid: q.id, class: class, seq: seq, dt: s.dt, m: &m, id: h.id, orig: h.orig, leaves: h.leaves, from: h.from, reason: h.reason})
 	c.note(q, class, *join, seq, rec{frame: frame + uint32(c.off), item: item, size: r.size})
 	*join = true

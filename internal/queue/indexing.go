@@ -151,7 +151,7 @@ func (j *Journal) writeIndex(g *segment) {
 	if place+int64(len(b)) > g.slot.size {
 		return
 	}
-	f, err := j.fs.open(g.slot.name, openWrite)
+	f, err := j.files.openFile(g.slot.name, openWrite)
 	if err != nil {
 		return // the records stay known in memory; the trouble shows where appends meet it
 	}

@@ -196,6 +196,10 @@ func (j *Journal) Verify(ctx context.Context) (Report, error) {
 }
 
 func (j *Journal) verifySegment(g *segment, r *Report) error {
+	if g.absent {
+		r.Faults = append(r.Faults, Fault{g.slot.name, 0, "may not be read"})
+		return nil
+	}
 	f, release, err := j.files.get(g.slot)
 	if err != nil {
 		return err

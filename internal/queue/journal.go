@@ -39,12 +39,14 @@ type Journal struct {
 	queues     map[string]*Queue
 	byID       map[uint32]*Queue
 	nextQID    uint32
-	segments   []*segment // ascending id
-	free       []*slot    // preallocated and safe to overwrite
-	reserve    *slot      // kept for acknowledgements when the disk is full
-	emptied    []*segment // hold nothing; to be noted on disk
-	retired    []*segment // noted; their slots are used again once no read holds them
-	unindexed  []*segment // sealed, the index is still to be written
+	segments   []*segment        // ascending id
+	free       []*slot           // preallocated and safe to overwrite
+	reserve    *slot             // kept for acknowledgements when the disk is full
+	emptied    []*segment        // hold nothing; to be noted on disk
+	retired    []*segment        // noted; their slots are used again once no read holds them
+	unindexed  []*segment        // sealed, the index is still to be written
+	absent     []string          // files that cannot be read, since Open
+	held       map[uint32][]byte // states of the queues when the first of them could not; since Open
 	nextSlot   uint32
 	slotBytes  int64 // of all slots
 	boots      map[[16]byte]int64
@@ -170,7 +172,8 @@ func (j *Journal) Queue(identity string, l Limits) (*Queue, error) {
 }
 
 func (j *Journal) newQueueLocked(name string, qid uint32) *Queue {
-	q := &Queue{j: j, name: name, id: qid, next: 1, wnext: 1, ready: make(chan struct{}, 1)}
+	first := 1 + uint64(len(j.absent))*skipSeqs // a file that cannot be read may hold a queue of this name
+	q := &Queue{j: j, name: name, id: qid, next: first, wnext: first, ready: make(chan struct{}, 1)}
 	j.queues[name] = q
 	j.byID[qid] = q
 	return q
@@ -200,6 +203,10 @@ func (j *Journal) Stats() JournalStats {
 	s.Trouble = j.broken
 	if s.Trouble == "" {
 		s.Trouble = j.readBroken
+	}
+	s.Unreadable = len(j.absent)
+	if s.Trouble == "" {
+		s.Trouble = j.absentText()
 	}
 	return s
 }

@@ -154,7 +154,7 @@ func (q *Queue) expireLane(ctx context.Context, class uint8) {
 			}
 			o = oldest{e.seq, s.base, s.dt, m.MaxAge}
 			q.mu.Lock()
-			q.oldest[class] = o
+			q.noteOldestLocked(class, o)
 			q.mu.Unlock()
 		}
 		e.seg.unpin()

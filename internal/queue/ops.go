@@ -331,7 +331,7 @@ func (q *Queue) oldestAge() time.Duration {
 			}
 			o = oldest{e.seq, s.base, s.dt, m.MaxAge}
 			q.mu.Lock()
-			q.oldest[c] = o
+			q.noteOldestLocked(c, o)
 		}
 		q.mu.Unlock()
 		if a, ok := q.j.age(&o.base, o.dt); ok {

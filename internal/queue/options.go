@@ -27,17 +27,18 @@ type EventKind string
 
 // The kinds of events. Each is reported when a state begins or changes, never per retry.
 const (
-	EventTrouble   EventKind = "disk trouble"      // nothing can be stored; Err says why
-	EventRecovered EventKind = "disk recovered"    // storing works again
-	EventRewritten EventKind = "segment abandoned" // a write or sync failed, the group was written again elsewhere and is safe
-	EventTorn      EventKind = "torn tail cut"     // unacknowledged bytes of a crash were ignored
-	EventDamage    EventKind = "damage found"      // File, Offset; what was intact around it is delivered
-	EventMissing   EventKind = "segment missing"   // a file that should be there is not
-	EventForeign   EventKind = "foreign file"      // a file that the journal did not write; left alone
-	EventAside     EventKind = "message set aside" // Identity, Seq
-	EventDropping  EventKind = "dropping messages" // Identity, Reason: the first drop after a while
-	EventCopied    EventKind = "folder was copied" // written on another machine: what was acknowledged there since is sent again
-	EventReadError EventKind = "read failed"       // a stored message cannot be read at the moment
+	EventTrouble    EventKind = "disk trouble"        // nothing can be stored; Err says why
+	EventRecovered  EventKind = "disk recovered"      // storing works again
+	EventRewritten  EventKind = "segment abandoned"   // a write or sync failed, the group was written again elsewhere and is safe
+	EventTorn       EventKind = "torn tail cut"       // unacknowledged bytes of a crash were ignored
+	EventDamage     EventKind = "damage found"        // File, Offset; what was intact around it is delivered
+	EventMissing    EventKind = "segment missing"     // a file that should be there is not
+	EventUnreadable EventKind = "file cannot be read" // may not be opened: left alone, and its messages come back at a start that can
+	EventForeign    EventKind = "foreign file"        // a file that the journal did not write; left alone
+	EventAside      EventKind = "message set aside"   // Identity, Seq
+	EventDropping   EventKind = "dropping messages"   // Identity, Reason: the first drop after a while
+	EventCopied     EventKind = "folder was copied"   // written on another machine: what was acknowledged there since is sent again
+	EventReadError  EventKind = "read failed"         // a stored message cannot be read at the moment
 )
 
 // Event is one change of state.
@@ -66,5 +67,6 @@ type JournalStats struct {
 	Damaged      uint64 // records lost to damage since Open
 	Torn         uint64 // groups cut from a torn tail at Open
 	Pending      int64  // bytes accepted and not yet synced
+	Unreadable   int    // files that could not be read at Open; they are kept as they are
 	Trouble      string // the first thing that is wrong; "" when nothing is
 }

@@ -20,9 +20,18 @@ import (
 
 const childEnv = "GATEWAYD_QUEUE_CHILD" // the folder: this process is a child of a test
 
+const taskEnv = "GATEWAYD_QUEUE_TASK" // what the child does; "" = load
+
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(childEnv); dir != "" {
-		if err := child(dir); err != nil {
+		run := child
+		switch os.Getenv(taskEnv) {
+		case "descriptors":
+			run = exhaust
+		case "serve":
+			run = serve
+		}
+		if err := run(dir); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -212,6 +221,7 @@ func (l *ledger) settle(dir string) {
 
 // TestKillNineUnderLoadLosesNothing kills a process under load again and again, 100 times, 1,000 with GATEWAYD_LONG.
 func TestKillNineUnderLoadLosesNothing(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "q")
 	l := newLedger(t)
 	lives := 100
@@ -226,6 +236,7 @@ func TestKillNineUnderLoadLosesNothing(t *testing.T) {
 
 // TestSyncErrorsOfTheKernelLoseNothing lets strace fail every seventh fdatasync of a process under load, and kills it.
 func TestSyncErrorsOfTheKernelLoseNothing(t *testing.T) {
+	t.Parallel()
 	strace, err := exec.LookPath("strace")
 	if err != nil {
 		t.Skip("strace is not installed")
@@ -254,6 +265,7 @@ func mounted(t *testing.T, args ...string) string {
 
 // TestFullFileSystemIsDrainedAndFilledAgain fills a tmpfs of 4 MiB, drains it, and fills it again, without a restart.
 func TestFullFileSystemIsDrainedAndFilledAgain(t *testing.T) {
+	t.Parallel()
 	dir := mounted(t, "-t", "tmpfs", "-o", "size=4m", "tmpfs")
 	var mu sync.Mutex
 	var kinds []EventKind
@@ -317,6 +329,7 @@ func TestFullFileSystemIsDrainedAndFilledAgain(t *testing.T) {
 
 // TestReadOnlyRemountIsReadAndRecovers: what is stored is read, appends are refused, and accepted again after the remount.
 func TestReadOnlyRemountIsReadAndRecovers(t *testing.T) {
+	t.Parallel()
 	dir := mounted(t, "-t", "tmpfs", "-o", "size=64m", "tmpfs")
 	remount := func(mode string) {
 		t.Helper()

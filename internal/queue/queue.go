@@ -34,10 +34,10 @@ type Queue struct {
 	acked     uint64
 	drops     [len(dropReasons)]uint64
 	dirty     bool
-	gone      bool // being dropped: takes nothing
-	forgotten bool // dropped: nothing about it is written any more
-	oldest    [MaxPriority + 1]oldest
-	aging     bool // a message with a bound of its own was appended since start
+	gone      bool             // being dropped: takes nothing
+	forgotten bool             // dropped: nothing about it is written any more
+	oldest    map[uint8]oldest // by class; most queues have none
+	aging     bool             // a message with a bound of its own was appended since start
 	failing   readFailure
 	failed    uint64
 	dropping  [len(dropReasons)]time.Time // when drops of a reason were last reported
@@ -61,6 +61,13 @@ const (
 	dropDamage
 	dropRemoved
 )
+
+func (q *Queue) noteOldestLocked(class uint8, o oldest) {
+	if q.oldest == nil {
+		q.oldest = map[uint8]oldest{}
+	}
+	q.oldest[class] = o
+}
 
 func (q *Queue) laneLocked(class uint8) *lane {
 	l := q.lanes[class]

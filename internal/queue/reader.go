@@ -3,6 +3,8 @@ package queue
 import (
 	"errors"
 	"io"
+	"io/fs"
+	"syscall"
 	"time"
 )
 
@@ -334,6 +336,9 @@ func (q *Queue) givesUp(seq uint64, err error) bool {
 	now := time.Now()
 	if q.failing.seq != seq {
 		q.failing = readFailure{seq, now}
+	}
+	if errors.Is(err, fs.ErrPermission) || tooManyOpen(err) || errors.Is(err, syscall.ENOMEM) {
+		return false // says nothing about the record: it may not be opened at the moment
 	}
 	return now.Sub(q.failing.since) > giveUpAfter && now.Sub(works) < giveUpAfter/2
 }

@@ -34,10 +34,13 @@ func (r *recovery) queues() error {
 		}
 		j.queues[q.name] = q
 		j.nextQID = max(j.nextQID, qid+1)
-		if err := q.restore(r.state(qid)); err != nil {
+		if err := q.restore(r.state(qid), r.held[qid]); err != nil {
 			return err
 		}
+		q.next += uint64(r.unknown) * skipSeqs
+		q.wnext = q.next
 	}
+	r.hold()
 	if !j.o.ReadOnly {
 		for _, g := range slices.Clone(j.segments) {
 			j.retireLocked(g)
@@ -47,7 +50,7 @@ func (r *recovery) queues() error {
 }
 
 // restore sets counters and acknowledgements and counts what waits.
-func (q *Queue) restore(s *queueState) error {
+func (q *Queue) restore(s, held *queueState) error {
 	q.next, q.wnext, q.appended, q.acked, q.drops = s.next, s.next, s.appended, s.acked, s.drops
 	for _, ls := range s.lanes {
 		l := q.laneLocked(ls.class)
@@ -60,6 +63,9 @@ func (q *Queue) restore(s *queueState) error {
 				l.ahead[g] = struct{}{}
 			}
 		}
+	}
+	if err := q.rewindLate(held); err != nil {
+		return err
 	}
 	for _, l := range &q.lanes {
 		if l == nil {

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 )
 
 const lockName = "lock"
@@ -18,10 +17,11 @@ const damagedDir = "damaged"
 
 // found is a file of the folder with what its header says.
 type found struct {
-	slot *slot
-	head segHeader
-	ok   bool // the header checks
-	used bool
+	slot   *slot
+	head   segHeader
+	ok     bool // the header checks
+	used   bool
+	unread bool // may not be read
 }
 
 // recovery is what Open learns.
@@ -35,6 +35,13 @@ type recovery struct {
 	left   []leftItem // copies that a later record replaced
 	whole  bool       // a snapshot was found: queues that it does not name were dropped
 	forgot map[uint32]bool
+
+	root    uint64                 // the segment whose snapshot counts
+	kept    map[uint32]segmentItem // by slot: files that could not be read at an earlier start
+	held    map[uint32]*queueState // where the queues stood when the first of them could not
+	heldRaw map[uint32][]byte
+	alias   map[uint32]uint32 // number of a queue in such a file: the number it has now
+	unknown int               // files that cannot be read and are in no list
 }
 
 type segmentItem struct {
@@ -52,7 +59,8 @@ type leftItem struct {
 }
 
 func (j *Journal) recover() error {
-	r := &recovery{j: j, files: map[uint32]*found{}, segs: map[uint64]segmentItem{}, freed: map[uint64]bool{}, states: map[uint32]*queueState{}, names: map[uint32]string{}, forgot: map[uint32]bool{}}
+	r := &recovery{j: j, files: map[uint32]*found{}, segs: map[uint64]segmentItem{}, freed: map[uint64]bool{}, states: map[uint32]*queueState{}, names: map[uint32]string{}, forgot: map[uint32]bool{},
+		kept: map[uint32]segmentItem{}, held: map[uint32]*queueState{}, heldRaw: map[uint32][]byte{}, alias: map[uint32]uint32{}}
 	if err := r.inventory(); err != nil {
 		return err
 	}
@@ -105,9 +113,14 @@ func (r *recovery) inventory() error {
 
 func (r *recovery) readHeader(x *found) error {
 	f, err := r.j.fs.open(x.slot.name, openRead)
-	if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrPermission) {
+		r.j.report(Event{Kind: EventUnreadable, File: x.slot.name, Err: err})
+		x.used, x.unread = true, true // never overwritten
+		return nil
+	}
+	if errors.Is(err, fs.ErrNotExist) {
 		r.j.report(Event{Kind: EventMissing, File: x.slot.name, Err: err})
-		x.used = true // never overwritten
+		x.used = true
 		return nil
 	}
 	if err != nil {
@@ -142,7 +155,7 @@ func (r *recovery) journal() error {
 			return err
 		}
 		if ok {
-			root = i
+			root, r.root = i, x.head.id
 			break
 		}
 	}
@@ -229,11 +242,20 @@ func (r *recovery) apply(g *segment, it *scanned) {
 	case itemSnapshot:
 		r.j.nextQID = max(r.j.nextQID, uint32(c.uvarint()))
 	case itemSegment:
-		s := segmentItem{id: c.uvarint(), slot: uint32(c.uvarint()), salt: c.uint32(), end: int64(c.uvarint()), cold: c.byte() != 0}
-		if !c.bad {
+		s, flags, ok := parseSegment(it.body)
+		if !ok {
+			return
+		}
+		delete(r.kept, s.slot)
+		if flags&flagAbsent != 0 {
+			r.kept[s.slot] = s
+		}
+		if s.id != 0 {
 			r.segs[s.id] = s
 			delete(r.freed, s.id)
 		}
+	case itemHeld:
+		r.applyHeld(it)
 	case itemFreed:
 		for len(c.b) > 0 {
 			id := c.uvarint()
@@ -317,91 +339,4 @@ func (r *recovery) queue(qid uint32) *Queue {
 		r.j.byID[qid] = q
 	}
 	return q
-}
-
-// segments loads the index of every other segment that holds messages.
-func (r *recovery) segments() error {
-	j := r.j
-	if !r.whole {
-		for _, x := range r.files { // no snapshot anywhere: everything that checks counts
-			if x.ok && !x.used {
-				r.segs[x.head.id] = segmentItem{id: x.head.id, slot: x.slot.num, salt: x.head.salt, end: -1, cold: x.head.cold}
-			}
-		}
-	}
-	have := map[uint64]bool{}
-	for _, g := range j.segments {
-		have[g.id] = true
-	}
-	for id, it := range r.segs {
-		if have[id] {
-			continue
-		}
-		if err := r.segment(it); err != nil {
-			return err
-		}
-		j.nextSeg.Store(max(j.nextSeg.Load(), id))
-	}
-	slices.SortFunc(j.segments, func(a, b *segment) int { return cmp.Compare(a.id, b.id) })
-	return nil
-}
-
-func (r *recovery) segment(it segmentItem) error {
-	j := r.j
-	x := r.files[it.slot]
-	if x == nil || (x.used && x.slot.size == 0) || (x.ok && x.head.id != it.id) {
-		j.stats.Damaged++
-		j.report(Event{Kind: EventMissing, File: slotName(j.o.Dir, it.slot)})
-		return nil
-	}
-	if !x.ok {
-		j.report(Event{Kind: EventDamage, File: x.slot.name, Reason: "segment header"})
-	}
-	x.used = true
-	g := &segment{id: it.id, salt: it.salt, slot: x.slot, cold: it.cold}
-	g.sealed.Store(true)
-	g.end.Store(it.end)
-	if it.end < 0 && it.cold {
-		if err := j.findEnd(g); err != nil {
-			return err
-		}
-	}
-	ok, err := j.loadIndex(g, r.adopt)
-	if err != nil {
-		return err
-	}
-	if !ok {
-		if err := j.scanRuns(g, func(qid uint32, class uint8, e extent) { r.adopt(g, qid, class, e) }); err != nil {
-			return err
-		}
-		if !g.cold {
-			j.unindexed = append(j.unindexed, g)
-		}
-	}
-	j.segments = append(j.segments, g)
-	return nil
-}
-
-// adopt adds an extent to its lane.
-func (r *recovery) adopt(g *segment, qid uint32, class uint8, e extent) {
-	if r.forgot[qid] || (r.whole && r.names[qid] == "" && r.states[qid] == nil) {
-		return // of a queue that was dropped
-	}
-	e.seg = g
-	l := r.queue(qid).laneLocked(class)
-	l.ext = append(l.ext, e)
-}
-
-// spare keeps files that hold nothing for later use and lets the housekeeper remove the rest.
-func (r *recovery) spare() {
-	j := r.j
-	if j.o.ReadOnly {
-		return
-	}
-	for _, x := range r.files {
-		if !x.used {
-			j.retired = append(j.retired, &segment{slot: x.slot})
-		}
-	}
-	j.w.lastFlush = time.Now()
 }

@@ -1,10 +1,12 @@
 package queue
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 )
 
 // slot is one file of the folder. A slot is used by one segment after another; its name never changes, so that taking it into use needs no sync of the folder.
@@ -27,6 +29,9 @@ type segment struct {
 	salt uint32
 	cold bool
 	slot *slot
+
+	absent bool // cannot be read since the start; kept as it is
+	late   bool // could not be read at an earlier start
 
 	end    atomic.Int64 // where the synced groups end
 	footer atomic.Int64 // where the index stands; 0 = there is none yet
@@ -77,7 +82,7 @@ func (c *fileCache) get(s *slot) (file, func(), error) {
 		return r.f, func() { c.put(r) }, nil
 	}
 	c.mu.Unlock()
-	f, err := c.fs.open(s.name, openRead)
+	f, err := c.openFile(s.name, openRead)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -97,6 +102,45 @@ func (c *fileCache) get(s *slot) (file, func(), error) {
 		victim.Close()
 	}
 	return f, func() { c.put(r) }, nil
+}
+
+// openFile opens a file. When the process has too many open, those that were only kept for later reads are given up first.
+func (c *fileCache) openFile(name string, mode openMode) (file, error) {
+	f, err := c.fs.open(name, mode)
+	if tooManyOpen(err) && c.shed() {
+		f, err = c.fs.open(name, mode)
+	}
+	return f, err
+}
+
+// syncDir does the same for syncing a folder.
+func (c *fileCache) syncDir(dir string) error {
+	err := c.fs.syncDir(dir)
+	if tooManyOpen(err) && c.shed() {
+		err = c.fs.syncDir(dir)
+	}
+	return err
+}
+
+func tooManyOpen(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
+}
+
+// shed closes what no read is using and says whether there was something.
+func (c *fileCache) shed() bool {
+	c.mu.Lock()
+	var idle []file
+	for s, r := range c.open {
+		if r.pins == 0 {
+			idle = append(idle, r.f)
+			delete(c.open, s)
+		}
+	}
+	c.mu.Unlock()
+	for _, f := range idle {
+		f.Close()
+	}
+	return len(idle) > 0
 }
 
 func (c *fileCache) put(r *readFile) {

@@ -14,6 +14,7 @@ import (
 // TestSoakStaysFlat runs 200 identities, one of them never drained, for ten minutes (GATEWAYD_SOAK=10m) or the time that is given, and expects disk, memory
 // and sync latency of the second half to be those of the first. Without it two seconds show that the test itself works.
 func TestSoakStaysFlat(t *testing.T) {
+	t.Parallel()
 	length, _ := time.ParseDuration(os.Getenv("GATEWAYD_SOAK"))
 	real := length > 0
 	if !real {
@@ -84,7 +85,11 @@ func TestSoakStaysFlat(t *testing.T) {
 		samples = append(samples, s)
 	}
 	wg.Wait()
-	if len(samples) < 20 {
+	need := 20
+	if !real {
+		need = 4 // beside other tests on a busy machine
+	}
+	if len(samples) < need {
 		t.Fatalf("only %d samples", len(samples))
 	}
 	worst := func(s []sample) (w sample) {

@@ -115,7 +115,7 @@ func (j *Journal) createSlotOf(size int64) (*slot, error) {
 
 // allocate makes the file of a slot durable: its blocks, its size and its name.
 func (j *Journal) allocate(s *slot) error {
-	f, err := j.fs.open(s.name, createNew)
+	f, err := j.files.openFile(s.name, createNew)
 	if err != nil {
 		return err
 	}
@@ -124,7 +124,7 @@ func (j *Journal) allocate(s *slot) error {
 	}
 	err = errors.Join(err, f.Close())
 	if err == nil {
-		err = j.fs.syncDir(j.o.Dir)
+		err = j.files.syncDir(j.o.Dir)
 	}
 	if err != nil {
 		j.fs.remove(s.name)
@@ -166,7 +166,7 @@ func (j *Journal) roll(need int64, data bool) error {
 	if err != nil {
 		return err
 	}
-	f, err := j.fs.open(s.name, openWrite)
+	f, err := j.files.openFile(s.name, openWrite)
 	if err != nil {
 		j.mu.Lock()
 		j.free = append(j.free, s)
@@ -251,6 +251,9 @@ func (j *Journal) snapshot(b *builder) (int, []*segment) {
 	for id, off := range boots {
 		b.item(itemBoot, appendBoot(nil, id, off))
 	}
+	for _, state := range j.held { // written by Open only
+		b.item(itemHeld, state)
+	}
 	var body []byte
 	for _, q := range queues {
 		q.mu.Lock()
@@ -272,10 +275,14 @@ func appendSegment(b []byte, s *segment) []byte {
 	b = binary.AppendUvarint(b, uint64(s.slot.num))
 	b = binary.LittleEndian.AppendUint32(b, s.salt)
 	b = binary.AppendUvarint(b, uint64(s.end.Load()))
+	flags := byte(0)
 	if s.cold {
-		return append(b, 1)
+		flags |= flagCold
 	}
-	return append(b, 0)
+	if s.absent {
+		flags |= flagAbsent
+	}
+	return append(b, flags)
 }
 
 func appendBoot(b []byte, id [16]byte, off int64) []byte {

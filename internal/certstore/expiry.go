@@ -1,6 +1,7 @@
 package certstore
 
 import (
+	"slices"
 	"time"
 
 	"go.uber.org/zap/zapcore"
@@ -19,12 +20,11 @@ type expiryStep struct {
 // certificates of a day as well as those of a year; fixed times are what a person plans with, and are left out where the
 // whole life is too short for them to say anything.
 func expirySteps(life time.Duration) []expiryStep {
-	steps := []expiryStep{
-		{"1/3", life / 3, zapcore.WarnLevel},
-		{"1/10", life / 10, zapcore.WarnLevel},
-		{"1/20", life / 20, zapcore.ErrorLevel},
-	}
-	for _, fixed := range []expiryStep{{"7d", 7 * 24 * time.Hour, zapcore.WarnLevel}, {"1d", 24 * time.Hour, zapcore.ErrorLevel}, {"1h", time.Hour, zapcore.ErrorLevel}} {
+	steps := append(make([]expiryStep, 0, 7),
+		expiryStep{"1/3", life / 3, zapcore.WarnLevel},
+		expiryStep{"1/10", life / 10, zapcore.WarnLevel},
+		expiryStep{"1/20", life / 20, zapcore.ErrorLevel})
+	for _, fixed := range [...]expiryStep{{"7d", 7 * 24 * time.Hour, zapcore.WarnLevel}, {"1d", 24 * time.Hour, zapcore.ErrorLevel}, {"1h", time.Hour, zapcore.ErrorLevel}} {
 		if fixed.left >= life/3 {
 			continue
 		}
@@ -32,7 +32,7 @@ func expirySteps(life time.Duration) []expiryStep {
 		for at > 0 && steps[at-1].left < fixed.left {
 			at--
 		}
-		steps = append(steps[:at], append([]expiryStep{fixed}, steps[at:]...)...)
+		steps = slices.Insert(steps, at, fixed)
 	}
 	return append(steps, expiryStep{"expired", 0, zapcore.ErrorLevel})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"math/rand/v2"
+	"slices"
 	"time"
 )
 
@@ -36,6 +37,11 @@ func newView(sights ...sight) view {
 	return v
 }
 
+// troubled says that something could not be read, or not for certain.
+func (v view) troubled() bool {
+	return slices.ContainsFunc(v.sights, func(s sight) bool { return s.err != nil })
+}
+
 // follower is the loop that every set of files has: events and polls lead to a reading, the reading to another one after a
 // quiet time, and two equal ones to a judgement.
 type follower struct {
@@ -64,18 +70,18 @@ type follower struct {
 	since  time.Time // base has been seen since
 	at     time.Time // next look while settling
 	read   time.Time // last reading
+	due    time.Time // next poll
 }
 
 // run follows the files until ctx ends.
 func (f *follower) run(ctx context.Context, sub subscription) {
 	defer sub.drop()
-	poll := time.Now().Add(rand.N(f.every))
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	f.poll(sub)
 	for {
-		wake := f.tick(time.Now())
-		timer.Reset(time.Until(earliest(poll, wake, f.at)))
+		var next time.Time
+		sub.w.apart(ctx, func() { next = f.turn(sub) })
+		timer.Reset(time.Until(next))
 		select {
 		case <-ctx.Done():
 			return
@@ -84,27 +90,39 @@ func (f *follower) run(ctx context.Context, sub subscription) {
 		case <-f.poke:
 		case <-timer.C:
 		}
-		now := time.Now()
-		if f.active && !now.Before(f.at) {
-			f.settle(sub, now)
-		}
-		if !now.Before(poll) {
-			poll = now.Add(f.every)
-			f.poll(sub)
-		}
 	}
+}
+
+// turn does what has fallen due and says when there is more.
+func (f *follower) turn(sub subscription) time.Time {
+	now := time.Now()
+	if f.active && !now.Before(f.at) {
+		f.settle(sub, now)
+	}
+	switch {
+	case f.due.IsZero(): // all begin at once and must not go on in step
+		f.due = now.Add(rand.N(f.every))
+		f.poll(sub)
+	case !now.Before(f.due):
+		f.due = now.Add(f.every)
+		f.poll(sub)
+	}
+	return earliest(f.due, f.tick(time.Now()), f.at)
 }
 
 // see puts the watches where the files are now and then reads: a change between the two is an event, not a loss.
 func (f *follower) see(sub subscription, read func(Source) sight) view {
 	sub.cover(f.paths())
 	v := f.look(read)
+	if v.troubled() {
+		sub.forget()
+	}
 	f.read = time.Now()
 	return v
 }
 
 func (f *follower) poll(sub subscription) {
-	if f.active {
+	if f.active || sub.still() {
 		return
 	}
 	if v := f.see(sub, glance); v.hash != f.judged {

@@ -46,7 +46,7 @@ func (s *Store) recall() {
 	var m memory
 	if err == nil {
 		if err := json.Unmarshal(f.data, &m); err != nil || m.Version > memoryVersion {
-			s.log.Warn("remembered certificate state is not readable and is started anew", zap.NamedError("err", err))
+			s.log().Warn("remembered certificate state is not readable and is started anew", zap.NamedError("err", err))
 			m = memory{}
 		}
 		s.known = m.Generation > 0
@@ -55,7 +55,7 @@ func (s *Store) recall() {
 	s.remembered = m.Fingerprint
 	if !s.o.KeepLastGood {
 		if err := s.disk.erase(s.place(".pem")); err != nil {
-			s.log.Warn("copy of the last good certificate cannot be removed", zap.Error(err))
+			s.log().Warn("copy of the last good certificate cannot be removed", zap.Error(err))
 		}
 		return
 	}
@@ -69,7 +69,7 @@ func (s *Store) recall() {
 		c, err = Parse(f.data, nil, nil)
 	}
 	if err != nil {
-		s.log.Warn("copy of the last good certificate cannot be used", zap.Error(err))
+		s.log().Warn("copy of the last good certificate cannot be used", zap.Error(err))
 		return
 	}
 	s.current, s.fromLastGood, s.known, s.copied = c, true, true, c.fingerprint

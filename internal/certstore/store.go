@@ -34,7 +34,6 @@ type Options struct {
 // concurrent use and none of them blocks on the disk.
 type Store struct {
 	o       Options
-	log     *zap.Logger
 	disk    disk
 	changed chan struct{}     // to the session
 	event   chan struct{}     // to the loop: the files may have changed
@@ -69,7 +68,7 @@ func Open(o Options) (*Store, error) {
 	if o.TrialBurst <= 0 {
 		o.TrialBurst = trialBurst
 	}
-	s := &Store{o: o, log: o.Log.With(zap.String("identity", o.Identity)), disk: osDisk(),
+	s := &Store{o: o, disk: osDisk(),
 		changed: make(chan struct{}, 1), event: make(chan struct{}, 1), poke: make(chan struct{}, 1)}
 	s.source = o.Source
 	s.clockGen = o.Clock.Generation()
@@ -155,10 +154,18 @@ func (s *Store) update(f func()) {
 	lines := s.lines
 	s.lines = nil
 	s.mu.Unlock()
+	if len(lines) == 0 {
+		return
+	}
+	log := s.log()
 	for _, l := range lines {
-		s.log.Log(l.level, l.text, l.fields...)
+		log.Log(l.level, l.text, l.fields...)
 	}
 }
+
+// log is for lines with the identity's name. It is made when there is something to say: kept by each of many Stores that
+// have nothing to, it would cost 1.5 KiB each.
+func (s *Store) log() *zap.Logger { return s.o.Log.With(zap.String("identity", s.o.Identity)) }
 
 func wake(c chan struct{}) {
 	select {

@@ -12,8 +12,15 @@ import (
 	"go.uber.org/zap"
 )
 
-// mountsEvery is how often mounts are looked at.
-const mountsEvery = time.Minute
+const (
+	// mountsEvery is how often mounts are looked at, and files read that seem not to have changed.
+	mountsEvery = time.Minute
+	// turnsAtOnce bounds the threads, stacks and garbage of many followers that look at their files at the same time;
+	// turnWait is how long one waits for its turn: files that hang, as on a lost network share, must not keep the others
+	// from being followed.
+	turnsAtOnce = 4
+	turnWait    = 5 * time.Second
+)
 
 // WatcherOptions configure a Watcher; the zero value is good.
 type WatcherOptions struct {
@@ -32,6 +39,8 @@ type Watcher struct {
 
 	rest time.Duration // restEvery, but in tests that have no second to wait
 	news chan struct{} // to Run: a member waits for its start
+
+	turns chan struct{} // one for each follower that looks at its files
 
 	mu       sync.Mutex
 	running  bool
@@ -54,6 +63,7 @@ type member struct {
 
 	pinned   []string // of the loop alone, as the next
 	pinnedAt time.Time
+	marks    []mark // of places; empty when they do not tell whether the files changed
 }
 
 // folder is one watched folder with the names that members wait for. Its own lock serialises putting the watch in place,
@@ -75,7 +85,7 @@ func NewWatcher(o WatcherOptions) *Watcher {
 	if o.Poll <= 0 {
 		o.Poll = pollEvery
 	}
-	return &Watcher{o: o, log: o.Log, rest: restEvery, news: make(chan struct{}, 1), members: map[any]*member{}, folders: map[string]*folder{}}
+	return &Watcher{o: o, log: o.Log, rest: restEvery, news: make(chan struct{}, 1), turns: make(chan struct{}, turnsAtOnce), members: map[any]*member{}, folders: map[string]*folder{}}
 }
 
 // Add follows the files of s: at once when the Watcher runs, else as soon as it does. A Store belongs to one Watcher.
@@ -111,6 +121,23 @@ func (w *Watcher) start(ctx context.Context) {
 			m.f.run(mctx, subscription{w, m})
 		})
 	}
+}
+
+// apart runs f on a goroutine of its own, when it is its turn, and waits for it: reading and parsing need a deep stack,
+// which a follower's own goroutine would keep.
+func (w *Watcher) apart(ctx context.Context, f func()) {
+	late := time.NewTimer(turnWait)
+	defer late.Stop()
+	select {
+	case w.turns <- struct{}{}:
+		defer func() { <-w.turns }()
+	case <-late.C:
+	case <-ctx.Done():
+		return
+	}
+	var turn sync.WaitGroup
+	turn.Go(f)
+	turn.Wait()
 }
 
 // Remove stops following s and returns when nothing more happens to it.
@@ -228,8 +255,12 @@ type subscription struct {
 // come first: there is no moment without either.
 func (s subscription) cover(paths []string) {
 	var places []place
-	for _, p := range paths {
-		places = append(places, trail(p)...)
+	for _, path := range paths {
+		for _, p := range trail(path) {
+			if !slices.Contains(places, p) {
+				places = append(places, p)
+			}
+		}
 	}
 	folders := s.w.enter(s.m, places)
 	mode := "events"
@@ -239,11 +270,32 @@ func (s subscription) cover(paths []string) {
 		}
 	}
 	s.w.leave(s.m, places)
+	s.forget()
+	if mode == "events" {
+		s.m.marks = marksOf(places)
+	}
 	if s.m.pinnedAt.IsZero() || time.Since(s.m.pinnedAt) >= mountsEvery {
 		s.m.pinned, s.m.pinnedAt = s.w.pinned(paths), time.Now()
 	}
 	s.m.report(mode, s.m.pinned)
 }
+
+// still says that the member's files cannot have changed since they were looked at last, so that a poll need not read
+// them. It is never sure of files for longer than mountsEvery.
+func (s subscription) still() bool {
+	if len(s.m.marks) == 0 || time.Since(s.m.pinnedAt) >= mountsEvery {
+		return false
+	}
+	for i, p := range s.m.places {
+		if now, ok := markOf(p); !ok || now != s.m.marks[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// forget makes the next poll read the files whatever their marks are.
+func (s subscription) forget() { s.m.marks = nil }
 
 // drop takes all watches of the member away.
 func (s subscription) drop() { s.w.leave(s.m, nil) }

@@ -192,6 +192,7 @@ func TestPollAloneSeesEveryReplacement(t *testing.T) {
 }
 
 func TestMissingFolderIsWatchedFromTheNearestParent(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	r.poll = time.Hour
 	dir := filepath.Join(r.dir, "a", "b", "c")
@@ -310,6 +311,7 @@ func TestIdentitiesInOneFolderAreWokenByTheirOwnFiles(t *testing.T) {
 }
 
 func TestEventStormCausesFewReadings(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	r.poll = time.Hour
 	p := r.issue(certtest.Leaf{})

@@ -205,7 +205,7 @@ func (s *Session) nextMessage() (*queue.Message, bool) {
 		m, ok, err := l.in.Next()
 		switch {
 		case err != nil:
-			s.log.Error("cannot read from the queue", zap.Error(err))
+			s.log().Error("cannot read from the queue", zap.Error(err))
 			l.sendAt = time.Now().Add(brokenRead)
 			s.alarm.at(l.sendAt)
 			return nil, false
@@ -255,11 +255,11 @@ func (s *Session) publish(m *queue.Message) bool {
 
 func (s *Session) setAside(seq uint64, reason string) {
 	if err := s.q.SetAside(seq, reason); err != nil {
-		s.log.Error("cannot set a message aside", zap.Uint64("seq", seq), zap.Error(err))
+		s.log().Error("cannot set a message aside", zap.Uint64("seq", seq), zap.Error(err))
 		return
 	}
 	s.board.set(func(st *Status) { st.SetAside++ })
-	s.log.Warn("message set aside", zap.Uint64("seq", seq), zap.String("reason", reason))
+	s.log().Warn("message set aside", zap.Uint64("seq", seq), zap.String("reason", reason))
 }
 
 // look draws conclusions from what the hub has answered so far, and sets the alarm
@@ -339,7 +339,7 @@ func (s *Session) healthy(now time.Time) {
 	s.told, s.woken = "", ""
 	s.board.state(StateConnected)
 	s.board.set(func(st *Status) { st.Fault, st.Attempt = nil, 0 })
-	s.log.Info("connected to the hub", zap.String("remote", l.c.remote), zap.String("fingerprint", l.c.cred.Fingerprint()))
+	s.log().Info("connected to the hub", zap.String("remote", l.c.remote), zap.String("fingerprint", l.c.cred.Fingerprint()))
 }
 
 // died describes the live connection after its end.

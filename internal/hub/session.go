@@ -20,7 +20,7 @@ type Session struct {
 	q     outbox
 	creds Credentials
 	pacer *Pacer
-	log   *zap.Logger
+	root  *zap.Logger
 
 	events string // topic
 	dial   dialer
@@ -53,8 +53,7 @@ func NewSession(cfg Config, q *queue.Queue, creds Credentials, pacer *Pacer, log
 }
 
 func newSession(cfg Config, q outbox, creds Credentials, pacer *Pacer, log *zap.Logger) *Session {
-	s := &Session{cfg: cfg.withDefaults(), q: q, creds: creds, pacer: pacer,
-		log: log.With(zap.String("identity", cfg.Name))}
+	s := &Session{cfg: cfg.withDefaults(), q: q, creds: creds, pacer: pacer, root: log}
 	s.events = s.cfg.eventsTopic()
 	s.dial.cfg = &s.cfg
 	s.backoff.t = &s.cfg.Timing
@@ -63,6 +62,10 @@ func newSession(cfg Config, q outbox, creds Credentials, pacer *Pacer, log *zap.
 	s.board.st = Status{Identity: cfg.Name, State: StateNew, Since: time.Now(), Connects: map[string]uint64{}}
 	return s
 }
+
+// log is for lines with the identity's name. It is made when there is something to
+// say: kept by each of many sessions that have nothing to, it would cost 1.5 KiB.
+func (s *Session) log() *zap.Logger { return s.root.With(zap.String("identity", s.cfg.Name)) }
 
 // Run keeps the identity connected until ctx ends. Then it stops sending, waits a
 // bounded time for outstanding acknowledgements, says goodbye and returns nil when
@@ -75,7 +78,7 @@ func (s *Session) Run(ctx context.Context) error {
 		f := &Fault{Kind: Local, Step: StepName, Text: err.Error(), Err: err}
 		s.board.state(string(Local))
 		s.board.set(func(st *Status) { st.Fault = f })
-		s.log.Error("identity cannot be used", zap.Error(err))
+		s.log().Error("identity cannot be used", zap.Error(err))
 		<-ctx.Done()
 		return nil
 	}
@@ -211,17 +214,18 @@ func (s *Session) report(e ending, wait time.Duration) {
 		return
 	}
 	s.told = e.fault.Kind
-	s.log.Warn("not connected to the hub", zap.String("state", string(e.fault.Kind)), zap.Error(e.fault),
+	s.log().Warn("not connected to the hub", zap.String("state", string(e.fault.Kind)), zap.Error(e.fault),
 		zap.String("hint", e.fault.Hint), zap.String("fingerprint", e.cred.Fingerprint()), zap.Duration("wait", wait))
 }
 
 // pause waits before the next attempt. A credential that was not there when the
 // attempt failed ends the wait, once: it may be the remedy. It does not when the
-// trouble is another client.
+// trouble is another client. When the hub was not trusted the time may have been
+// wrong: then a clock that stepped, which the store signals too, is a remedy.
 func (s *Session) pause(ctx context.Context, wait time.Duration, k Kind) {
 	t := time.NewTimer(wait)
 	defer t.Stop()
-	before := s.credentials()
+	before, clock := s.credentials(), s.cfg.Clock.Generation()
 	for {
 		select {
 		case <-ctx.Done():
@@ -229,6 +233,10 @@ func (s *Session) pause(ctx context.Context, wait time.Duration, k Kind) {
 		case <-t.C:
 			return
 		case <-s.creds.Changed():
+			if k == Untrusted && s.cfg.Clock.Generation() != clock {
+				s.backoff.progress()
+				return
+			}
 			now := s.credentials()
 			if k != Contested && now != before && now != s.woken {
 				s.woken = now

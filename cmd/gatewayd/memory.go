@@ -14,7 +14,7 @@ const memoryPercent = 50
 
 // trimEvery is how often memory is looked at that a burst, such as the start or
 // a reconnect storm, has left behind; trimRest is the least time between two times
-// of giving back, each of which costs 30 ms of CPU with 500 identities.
+// of giving back, each of which takes about 30 ms with 500 identities.
 const (
 	trimEvery = 10 * time.Second
 	trimRest  = 40 * time.Second

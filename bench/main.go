@@ -25,7 +25,11 @@ func main() {
 	rowNames := flag.String("rows", "", "which rows; empty = all")
 	cell := flag.String("cell", "", "run one cell and print its figures (used by the command itself)")
 	stat := flag.String("stat", "", "block device statistics (used by the command itself)")
+	profile := flag.String("profile", "", "with -cell: prefix of the files for a CPU, heap and block profile")
 	flag.Parse()
+	if *cell != "" && *profile != "" {
+		defer profiled(*profile)()
+	}
 	if *cell != "" {
 		runCell(*cell, *dir, *stat, *short)
 		return

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -45,6 +46,7 @@ type cellEnv struct {
 func runCell(cell, dir, stat string, short bool) {
 	cell, second := strings.CutSuffix(cell, "+")
 	name, eng, _ := strings.Cut(cell, "/")
+	debug.SetGCPercent(50) // as gatewayd runs, for every store alike
 	c := &cellEnv{open_: engines[eng], dir: dir, stat: stat, second: second, scale: 10}
 	if short {
 		c.scale = 1
@@ -85,7 +87,7 @@ func (c *cellEnv) produce(queues, producers, window int, consume bool, stalled i
 }
 
 func (c *cellEnv) produceOn(e engine, queues, producers, window int, consume bool, stalled int) figures {
-	ready := make(chan int, 1<<20)
+	ready := make(chan int, queues) // a queue stands in it once at most
 	armed := make([]atomic.Bool, queues)
 	var consumed atomic.Int64
 	stop := make(chan struct{})

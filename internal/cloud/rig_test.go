@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -511,11 +512,21 @@ func must[T any](v T, err error) func(testing.TB) T {
 	}
 }
 
+// nextPort counts through ports below those that the kernel gives to outgoing
+// connections, so that none is given twice or taken by a client in between.
+var nextPort atomic.Int32
+
 func freeAddress(t testing.TB) string {
 	t.Helper()
-	l := must(net.Listen("tcp", "127.0.0.1:0"))(t)
-	defer l.Close()
-	return l.Addr().String()
+	for range 1000 {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10000+(os.Getpid()%10*200+int(nextPort.Add(1)))%2000))
+		if err == nil {
+			defer l.Close()
+			return l.Addr().String()
+		}
+	}
+	t.Fatal("no free port")
+	return ""
 }
 
 func text(t testing.TB, resp *http.Response) string {

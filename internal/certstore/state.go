@@ -42,6 +42,10 @@ type state struct {
 	superseded string    // fingerprint that a ".new" pair replaced while it is still in Source's files
 	busyUntil  time.Time // the end of the time that past trials have used up
 
+	replaced       *Credential // what the last Commit took the place of
+	takenBack      string      // fingerprint that was committed and missed afterwards
+	takenBackTimes int         // its misses, over commits
+
 	generation   uint64
 	lastRotation time.Time
 	gap          time.Duration
@@ -240,7 +244,11 @@ func (s *Store) commitLocked(c *Credential, gap time.Duration) {
 		}
 		*sl = slot{state: None, content: sl.content}
 	}
+	if s.promote != c.fingerprint {
+		s.promote = ""
+	}
 	s.current, s.proved, s.fromLastGood = c, true, false
+	s.replaced = old
 	s.counters.committed++
 	s.lastRotation, s.gap = time.Now().Round(0), gap
 	s.backwards = old != nil && c.leaf.NotBefore.Before(old.leaf.NotBefore)
@@ -265,8 +273,26 @@ func (s *Store) provedLocked(c *Credential) {
 	}
 }
 
+// takeBackLocked makes c a candidate again when it was current before the present one
+// and is what the files hold still.
+func (s *Store) takeBackLocked(c *Credential) {
+	if c == nil || s.replaced == nil || c.fingerprint != s.replaced.fingerprint || s.files.cred != nil || s.files.state != None {
+		return
+	}
+	if s.takenBack != c.fingerprint {
+		s.takenBack, s.takenBackTimes = c.fingerprint, 0
+	}
+	s.files = slot{cred: c, content: s.files.content, misses: s.takenBackTimes}
+	s.takenBackTimes++
+	s.replaced, s.superseded = nil, ""
+}
+
 func (s *Store) missLocked(c *Credential, reason string) {
 	held := s.holding(c)
+	if len(held) == 0 {
+		s.takeBackLocked(c)
+		held = s.holding(c)
+	}
 	if len(held) == 0 {
 		return
 	}

@@ -117,7 +117,8 @@ func (s *Store) Commit(c *Credential, gap time.Duration) {
 
 // Miss says that a trial of c failed and that Current got through right after: the failure is c's own. c is offered
 // again after 1, 2, 5, 10, 20 and 30 minutes and then hourly, and at once when the files change. reason is what the trial
-// saw, for the operator. A credential that newer files replaced meanwhile is ignored.
+// saw, for the operator. It may come after a Commit of c, when another Commit brought the credential before it back: then
+// c is a candidate again and its misses count on. A credential that newer files replaced meanwhile is ignored.
 func (s *Store) Miss(c *Credential, reason string) {
 	s.update(func() { s.missLocked(c, reason) })
 	wake(s.poke)

@@ -18,7 +18,9 @@
 //   - A candidate certificate is tried beside the working connection: TLS first,
 //     while messages flow; then the outstanding acknowledgements; then CONNECT. What
 //     fails, in whatever way, ends with the old certificate carrying on, and counts
-//     against the candidate only if the old one gets through right after.
+//     against the candidate only if the old one gets through right after. The old one
+//     stays at hand until a message is acknowledged under the new one: if that fails
+//     first, and the old one carries a message, the new one is taken back.
 //   - A message that the hub would not take is set aside with a reason before it is
 //     sent; one that the hub answers by closing connections is found out and set
 //     aside, when others are seen to pass.
@@ -32,7 +34,7 @@
 //
 // Candidate → beginCut → transportReady → stepCut → answered → take → prove →
 // Commit; or cutFailed → the old connection answers → Miss. With no connection:
-// choose → attempt → weigh.
+// choose → attempt → weigh. After Commit, until a message is acknowledged: spare.
 //
 // # Goroutines
 //

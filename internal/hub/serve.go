@@ -280,6 +280,9 @@ func (s *Session) look() {
 			s.judge.proved(s.creds, l.c.cred)
 		}
 	}
+	if l.proved && l.c.firstAck.Load() != 0 {
+		s.spare = spare{}
+	}
 	if l.proved && !l.healthy {
 		s.healthy(now)
 	}
@@ -307,6 +310,9 @@ func (s *Session) look() {
 func (s *Session) prove(now time.Time) {
 	l := &s.live
 	if l.c.firstAck.Load() == 0 {
+		if s.spare.turn {
+			return // a round trip is what the other one had too
+		}
 		wait := s.cfg.Timing.ProofSlow
 		if l.c.inFlight() == 0 {
 			wait = s.cfg.Timing.ProofIdle
@@ -318,7 +324,9 @@ func (s *Session) prove(now time.Time) {
 	}
 	l.proved = true
 	s.cfg.Clock.Observed(l.c.server())
+	before := s.creds.Current()
 	s.creds.Commit(l.c.cred, s.rotated())
+	s.spare.committed(before, l.c.cred)
 	s.judge.proved(s.creds, l.c.cred)
 }
 

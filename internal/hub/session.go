@@ -35,6 +35,7 @@ type Session struct {
 	cut     cutover
 	limbo   map[uint64]struct{} // sent on an earlier connection and not acknowledged
 	judge   judge
+	spare   spare
 	told    Kind   // kind of the fault that was logged last; "" when connected
 	woken   string // credentials for which a wait was cut short
 	alarm   alarm
@@ -155,12 +156,15 @@ func (s *Session) connect(cred *certstore.Credential, tr *transport) *conn {
 	return c
 }
 
-// choose says which credential to present next. A candidate goes first; after a
+// choose says which credential to present next. The spare goes when it is its turn;
+// else a candidate goes first; after a
 // failure it is the other one's turn, so that both get their chance while neither
 // works.
 func (s *Session) choose() *certstore.Credential {
 	current, candidate := s.creds.Current(), s.creds.Candidate()
 	switch {
+	case s.spare.turn:
+		return s.spare.cred
 	case candidate == nil:
 		return current
 	case current == nil, !s.judge.currentsTurn:
@@ -191,7 +195,10 @@ func (s *Session) weigh(e ending) time.Duration {
 	if s.backoff.closed(e, shrunk, lived) {
 		e.fault = contested(s.backoff.young, s.cfg.Timing.Stable)
 	}
-	again := s.judge.weigh(s.creds, e)
+	again, known := s.spare.weigh(&s.judge, s.creds, e)
+	if !known {
+		again = s.judge.weigh(s.creds, e)
+	}
 	if again {
 		if !e.proved {
 			s.board.set(func(st *Status) { st.TrialFault = e.fault })

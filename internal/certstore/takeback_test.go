@@ -1,0 +1,48 @@
+package certstore
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"gatewayd/internal/certstore/certtest"
+)
+
+// A hub may accept a certificate and end every connection that carries a message
+// with it. What looked good while idle is then taken back, and is no more eager the
+// next time because of it.
+func TestCommittedCertificateCanBeTakenBack(t *testing.T) {
+	virtual(t, func(t *testing.T, r *rig) {
+		r.o.TrialSpacing = -1
+		good := r.put(certtest.Leaf{})
+		r.run()
+		r.store.Commit(good, 0)
+		bad := r.put(certtest.Leaf{})
+		time.Sleep(settled)
+		synctest.Wait()
+		for i, minutes := range []time.Duration{1, 2, 5} {
+			r.wantCandidate(bad)
+			r.store.Commit(bad, 0)
+			r.wantCandidate(nil)
+			r.store.Commit(good, 0)
+			r.store.Miss(bad, "ended at the first message")
+			r.wantCurrent(good)
+			r.wantCandidate(nil)
+			if st := r.store.Status(); st.Misses != i+1 || st.CandidateReason != "ended at the first message" {
+				t.Fatalf("time %d: status %+v", i+1, st)
+			}
+			time.Sleep(minutes*time.Minute - time.Second)
+			r.wantCandidate(nil)
+			time.Sleep(2 * time.Second)
+		}
+		// Newer files make all of that history.
+		newer := r.put(certtest.Leaf{})
+		time.Sleep(settled)
+		synctest.Wait()
+		r.wantCandidate(newer)
+		r.store.Commit(newer, 0)
+		r.store.Miss(bad, "late")
+		r.wantCandidate(nil)
+		r.wantCurrent(newer)
+	})
+}

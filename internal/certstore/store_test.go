@@ -194,6 +194,7 @@ func TestFirstCertificateIsUsedWhenItAppears(t *testing.T) {
 		first := r.put(certtest.Leaf{})
 		<-r.store.Changed()
 		r.wantCurrent(first)
+		synctest.Wait() // the session is told a moment before the look has ended
 		if st := r.wantState(None); st.Proved || st.Generation != 0 {
 			t.Errorf("proved without a hub: %+v", st)
 		}

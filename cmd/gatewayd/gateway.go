@@ -327,7 +327,7 @@ func (g *gateway) journalEvent(e queue.Event) {
 	switch e.Kind {
 	case queue.EventRecovered, queue.EventTorn:
 		log.Info(string(e.Kind), fields...)
-	case queue.EventTrouble, queue.EventDamage, queue.EventMissing:
+	case queue.EventTrouble, queue.EventDamage, queue.EventMissing, queue.EventUnreadable:
 		log.Error(string(e.Kind), fields...)
 	default:
 		log.Warn(string(e.Kind), fields...)

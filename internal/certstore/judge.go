@@ -260,7 +260,7 @@ func (s *Store) Status() Status {
 	defer s.mu.Unlock()
 	now, trusted := s.o.Clock.Now()
 	st := Status{Identity: s.o.Identity, Watch: s.watch, Proved: s.proved, FromLastGood: s.fromLastGood, Generation: s.generation,
-		LastRotation: s.lastRotation, Gap: s.gap, Backwards: s.backwards, NotPersisted: s.notPersisted, ClockTrusted: trusted,
+		LastRotation: s.lastRotation, GapMS: float64(s.gap) / float64(time.Millisecond), Backwards: s.backwards, NotPersisted: s.notPersisted, ClockTrusted: trusted,
 		Committed: s.counters.committed, MissedTrials: s.counters.missed, RejectedTotal: s.counters.rejected, CandidatesTotal: s.counters.staged,
 		CandidateState: None}
 	st.Problems = append(st.Problems, s.where...)

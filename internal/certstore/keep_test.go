@@ -201,7 +201,7 @@ func TestRestartRemembersTheRotation(t *testing.T) {
 		time.Sleep(time.Second)
 		stop = r.restart(stop)
 		st := r.store.Status()
-		if st.Generation != 2 || !st.LastRotation.Equal(before.LastRotation) || st.Gap != 42*time.Millisecond {
+		if st.Generation != 2 || !st.LastRotation.Equal(before.LastRotation) || st.GapMS != 42 {
 			t.Errorf("forgotten: %+v", st)
 		}
 		// The same pair proved again is no new generation, and writes nothing.

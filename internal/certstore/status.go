@@ -51,15 +51,15 @@ type Status struct {
 	Problems []string `json:"problems,omitempty"` // what is wrong with the files' place, and what expiry threatens
 
 	Current      *Summary  `json:"current,omitempty"`
-	Proved       bool      `json:"proved"`         // the hub accepted Current since the start
-	FromLastGood bool      `json:"from_last_good"` // Current comes from the copy in the state folder, not from the files
-	Generation   uint64    `json:"generation"`     // number of different credentials proved so far, over restarts
-	LastRotation time.Time `json:"last_rotation"`  // zero: never
-	// Gap is the last rotation's time without an acknowledged message, as the session measured it.
-	Gap          time.Duration `json:"gap"`
-	Backwards    bool          `json:"backwards"`     // the last rotation went to a credential with an earlier NotBefore
-	NotPersisted string        `json:"not_persisted"` // why the last proof is not on disk yet; "" when it is
-	Expiry       string        `json:"expiry"`        // the most urgent warning passed: "1/3", "1/10", "7d", "1d", "1/20", "1h", "expired" or ""
+	Proved       bool      `json:"proved"`                 // the hub accepted Current since the start
+	FromLastGood bool      `json:"from_last_good"`         // Current comes from the copy in the state folder, not from the files
+	Generation   uint64    `json:"generation"`             // number of different credentials proved so far, over restarts
+	LastRotation time.Time `json:"last_rotation,omitzero"` // zero: never
+	// GapMS is the last rotation's time without an acknowledged message, as the session measured it, in milliseconds.
+	GapMS        float64 `json:"gap_ms"`
+	Backwards    bool    `json:"backwards"`     // the last rotation went to a credential with an earlier NotBefore
+	NotPersisted string  `json:"not_persisted"` // why the last proof is not on disk yet; "" when it is
+	Expiry       string  `json:"expiry"`        // the most urgent warning passed: "1/3", "1/10", "7d", "1d", "1/20", "1h", "expired" or ""
 
 	CandidateState  CandidateState `json:"candidate_state"`
 	Candidate       *Summary       `json:"candidate,omitempty"`
@@ -67,7 +67,7 @@ type Status struct {
 	CandidateHint   string         `json:"candidate_hint"`
 	Misses          int            `json:"misses"`
 	NoVerdicts      int            `json:"no_verdicts"`
-	NextRetry       time.Time      `json:"next_retry"` // zero: now, or nothing to retry
+	NextRetry       time.Time      `json:"next_retry,omitzero"` // zero: now, or nothing to retry
 
 	ClockTrusted bool `json:"clock_trusted"`
 

@@ -35,7 +35,7 @@ func TestRenewalsOfThirtyDaysEachBecomeCurrent(t *testing.T) {
 			}
 		}
 		st := r.store.Status()
-		if st.Committed != 120 || st.Generation != 121 || st.Gap != 20*time.Millisecond || st.CandidateState != None || st.Expiry != "" {
+		if st.Committed != 120 || st.Generation != 121 || st.GapMS != 20 || st.CandidateState != None || st.Expiry != "" {
 			t.Errorf("status %+v", st)
 		}
 		if time.Since(st.LastRotation) > 7*time.Hour {

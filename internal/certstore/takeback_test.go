@@ -1,6 +1,8 @@
 package certstore
 
 import (
+	"encoding/json"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -44,5 +46,29 @@ func TestCommittedCertificateCanBeTakenBack(t *testing.T) {
 		r.store.Miss(bad, "late")
 		r.wantCandidate(nil)
 		r.wantCurrent(newer)
+	})
+}
+
+func TestStatusAsJSONHasMillisecondsAndNoTimesThatNeverWere(t *testing.T) {
+	virtual(t, func(t *testing.T, r *rig) {
+		first := r.put(certtest.Leaf{})
+		r.run()
+		r.store.Commit(first, 0)
+		text := func() string {
+			b, err := json.Marshal(r.store.Status())
+			must(t, err)
+			return string(b)
+		}
+		if got := text(); strings.Contains(got, "0001-01-01") {
+			t.Errorf("a time that never was: %s", got)
+		}
+		next := r.put(certtest.Leaf{})
+		time.Sleep(settled)
+		synctest.Wait()
+		r.wantCandidate(next)
+		r.store.Commit(next, 1500*time.Microsecond)
+		if got := text(); !strings.Contains(got, `"gap_ms":1.5,`) || !strings.Contains(got, `"last_rotation":"2`) {
+			t.Errorf("status %s", got)
+		}
 	})
 }

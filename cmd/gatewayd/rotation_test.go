@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -268,4 +269,20 @@ func longestGap(messages []hubtest.Message, since time.Time) time.Duration {
 		last = m.Time
 	}
 	return longest
+}
+
+// What the hub's documentation recommends for fleets: the validity of the
+// certificate in use is a reported property of its own.
+func TestTwinTellsTheCertificate(t *testing.T) {
+	t.Parallel()
+	s := newPlant(t, hubtest.Options{}, "press-7")
+	s.run()
+	pair := s.issue("press-7", certtest.Leaf{CN: "press-7", NotAfter: time.Now().Add(7 * 24 * time.Hour)})
+	eventually(t, 30*time.Second, "the twin tells the validity of the renewed certificate", func() bool {
+		var doc struct {
+			Certificate struct{ ValidFrom, ValidUntil time.Time }
+		}
+		return json.Unmarshal(s.hub.Twin("press-7").Reported, &doc) == nil && doc.Certificate.ValidUntil.Equal(pair.Leaf.NotAfter) &&
+			doc.Certificate.ValidFrom.Equal(pair.Leaf.NotBefore)
+	})
 }

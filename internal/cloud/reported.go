@@ -95,8 +95,10 @@ func (id *Identity) patch(body []byte, done func(error)) {
 		err = checkPatch(change)
 	}
 	if err == nil && id.reports() {
-		if _, own := change[id.opt().ReportKey]; own {
-			err = fmt.Errorf("%q is the gateway's own", id.opt().ReportKey)
+		for _, key := range []string{id.opt().ReportKey, certificateKey} {
+			if _, own := change[key]; own {
+				err = fmt.Errorf("%q is the gateway's own", key)
+			}
 		}
 	}
 	if err == nil {
@@ -212,6 +214,11 @@ func clip(s string) string {
 // itself has changed.
 const ownSettle = 5 * time.Second
 
+// certificateKey is the property in which a fleet's operators look for the validity of
+// a device's certificate: an object with validFrom and validUntil, as the hub's
+// documentation of certificate renewal recommends. It stands beside ReportKey.
+const certificateKey = "certificate"
+
 // reports says whether the gateway reports on itself.
 func (id *Identity) reports() bool { return id.opt().ReportKey != "" && id.c.cfg.Report != nil }
 
@@ -224,7 +231,7 @@ func (id *Identity) ownReport(now time.Time) []byte {
 		return nil
 	}
 	report := id.c.cfg.Report(id.opt().Name)
-	steady := string(encode([]any{report["version"], report["certificate"]}))
+	steady := string(encode([]any{report["version"], report[certificateKey]}))
 	if report == nil || now.Before(t.ownDue) && steady == t.ownSteady {
 		t.ownAt = now.Add(id.opt().ReportEvery)
 		if report != nil {
@@ -232,7 +239,11 @@ func (id *Identity) ownReport(now time.Time) []byte {
 		}
 		return nil
 	}
-	t.own, t.ownSteady = encode(object{id.opt().ReportKey: report}), steady
+	own := object{id.opt().ReportKey: report}
+	if c, ok := report[certificateKey]; ok {
+		own[certificateKey] = c
+	}
+	t.own, t.ownSteady = encode(own), steady
 	return t.own
 }
 

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"go.uber.org/zap"
 
 	"gatewayd/internal/config"
 )
@@ -40,7 +39,7 @@ func (g *gateway) openAdmin(now *arrangement) error {
 		WriteTimeout:      30 * time.Second,
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          zap.NewStdLog(g.log.Named("admin").WithOptions(zap.IncreaseLevel(zap.WarnLevel))),
+		ErrorLog:          quiet(),
 	}}
 	return nil
 }

@@ -63,7 +63,8 @@ func (g *gateway) openControl(a *arrangement) error {
 	handle("requeue", g.controlRequeue)
 	handle("drop", g.controlDrop)
 	handle("reload", g.controlReload)
-	g.control = &adminServer{listener: l, server: &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10}}
+	g.control = &adminServer{listener: l, server: &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10,
+		ErrorLog: quiet()}}
 	return nil
 }
 

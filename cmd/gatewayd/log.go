@@ -2,6 +2,7 @@ package main
 
 import (
 	"io"
+	"log"
 	"os"
 	"time"
 
@@ -37,6 +38,10 @@ func newLogger(w io.Writer, level zap.AtomicLevel, format string) *zap.Logger {
 	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(w)), level),
 		zap.ErrorOutput(zapcore.AddSync(io.Discard)))
 }
+
+// quiet is what servers say of clients that hang up and of descriptors that ran out,
+// once per attempt and in lines of their own format: nothing.
+func quiet() *log.Logger { return log.New(io.Discard, "", 0) }
 
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)

@@ -109,7 +109,7 @@ const sensorsShown = 100
 // report takes a copy of everything; parts are consistent in themselves.
 func (g *gateway) report() report {
 	now, trusted := g.clock.Now()
-	r := report{Schema: reportSchema, Version: readBuild().Version, Now: now.UTC(), Started: g.started.UTC(), Clock: "untrusted",
+	r := report{Schema: reportSchema, Version: readBuild().Version, Now: now.UTC(), Started: ago(now, g.started), Clock: "untrusted",
 		Disk: newDiskReport(g.journal.Stats()), Sources: g.gate.Ledger().Sources(),
 		Sensors: g.gate.Ledger().Clients(sensorsShown), Topics: g.gate.Ledger().Prefixes(sensorsShown)}
 	if trusted {
@@ -117,7 +117,13 @@ func (g *gateway) report() report {
 	}
 	a := g.now.Load()
 	for _, id := range a.identities {
-		r.Identities = append(r.Identities, id.report())
+		ir := id.report()
+		for _, t := range []*time.Time{&ir.Since, ir.NextTry, ir.Progress} {
+			if t != nil {
+				*t = ago(now, *t)
+			}
+		}
+		r.Identities = append(r.Identities, ir)
 	}
 	r.Unconfigured = g.unconfigured()
 	for _, m := range a.mqtt {
@@ -188,11 +194,17 @@ func firstIdentityFault(s hub.Status, c certstore.Status) (fault, hint string) {
 		return s.State, ""
 	case c.CandidateState == certstore.Refused || c.CandidateState == certstore.Missed || c.CandidateState == certstore.Rejected:
 		return fmt.Sprintf("new certificate %s: %s", c.CandidateState, c.CandidateReason), c.CandidateHint
+	case c.FromLastGood && c.CandidateReason != "":
+		return "only the copy of the last good certificate is left: " + c.CandidateReason, c.CandidateHint
 	case len(c.Problems) > 0:
 		return c.Problems[0], ""
 	}
 	return "", ""
 }
+
+// ago is when t was, by the clock that says now. What was noted while the machine
+// believed in 1970 is no half a century old.
+func ago(now, t time.Time) time.Time { return now.Add(-time.Since(t)).UTC() }
 
 func timeOrNil(t time.Time) *time.Time {
 	if t.IsZero() {

@@ -15,6 +15,7 @@ type identity struct {
 	cfg     config.Identity
 	queue   *queue.Queue
 	store   *certstore.Store
+	roots   *certstore.Roots
 	session *hub.Session
 	running *component // the session; nil before Run
 }
@@ -63,7 +64,8 @@ func (g *gateway) openIdentity(cfg *config.Config, c config.Identity) (*identity
 	if err != nil {
 		return nil, err
 	}
-	session := sessionConfig(c, g.clock, g.roots.pool(c.Hub), cfg.Queue.SetAsideAfter)
+	id.roots = g.roots.open(c.Hub)
+	session := sessionConfig(c, g.clock, id.roots.Pool, cfg.Queue.SetAsideAfter)
 	if session.Commands, err = addCommands(g.cloud, c); err != nil {
 		return nil, err
 	}

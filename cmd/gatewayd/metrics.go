@@ -45,6 +45,7 @@ type collector struct {
 	received, refused, delivered, resent, dropped        metric
 	messages, bytes, oldest, aside, inFlight             metric
 	diskWritten, payload, diskBytes, healthy, clockTrust metric
+	notBefore, cert, candidate, rotated, gap, retry      metric
 }
 
 func newCollector(g *gateway) *collector {
@@ -68,6 +69,12 @@ func newCollector(g *gateway) *collector {
 		payload:     counter("queue_payload_bytes_total", "Payload bytes stored in the queue; the ratio to the bytes written is the write amplification."),
 		diskBytes:   gauge("queue_disk_bytes", "Size of the queue's folder."),
 		healthy:     gauge("healthy", "1 while nothing is wrong; /status names the first fault."),
+		notBefore:   gauge("certificate_not_before_seconds", "Unix time from which the certificate in use is valid.", "identity"),
+		cert:        gauge("certificate_info", "1; the labels are the certificate in use.", "identity", "fingerprint", "serial"),
+		candidate:   gauge("certificate_candidate", "1; the label is the state of the newest certificate, none when it is in use.", "identity", "state"),
+		rotated:     gauge("rotation_last_seconds", "Unix time of the last change of certificate.", "identity"),
+		gap:         gauge("rotation_gap_seconds", "Time without an acknowledged message at the last change of certificate.", "identity"),
+		retry:       gauge("certificate_next_retry_seconds", "Unix time at which a certificate that failed is tried again.", "identity"),
 		clockTrust:  gauge("clock_trusted", "1 while the machine's clock is believed."),
 	}
 }
@@ -96,6 +103,16 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		send(c.connected, truth(id.Connected), id.Name)
 		if cert := id.Certificate.Current; cert != nil {
 			send(c.notAfter, float64(cert.NotAfter.Unix()), id.Name)
+			send(c.notBefore, float64(cert.NotBefore.Unix()), id.Name)
+			send(c.cert, 1, id.Name, cert.Fingerprint, cert.Serial)
+		}
+		send(c.candidate, 1, id.Name, string(id.Certificate.CandidateState))
+		if id.Rotation != nil {
+			send(c.rotated, float64(id.Rotation.At.Unix()), id.Name)
+			send(c.gap, id.Rotation.GapMS/1000, id.Name)
+		}
+		if at := id.Certificate.NextRetry; !at.IsZero() {
+			send(c.retry, float64(at.Unix()), id.Name)
 		}
 		send(c.rotations, float64(id.Certificate.Committed), id.Name, "committed")
 		send(c.rotations, float64(id.Certificate.MissedTrials), id.Name, "missed")

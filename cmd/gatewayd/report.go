@@ -178,13 +178,13 @@ func (id *identity) report() identityReport {
 		r.Rotation = &rotationReport{At: s.Rotation.At.UTC(), From: s.Rotation.From, To: s.Rotation.To,
 			GapMS: millis(s.Rotation.Gap), Pause: millis(s.Rotation.Pause), Resent: s.Rotation.Resent}
 	}
-	r.FirstFault, r.Hint = firstIdentityFault(s, c)
+	r.FirstFault, r.Hint = firstIdentityFault(s, c, id.roots.Status().Problems)
 	return r
 }
 
 // firstIdentityFault looks in the order in which a cause hides the next: files,
 // connection, then what threatens later.
-func firstIdentityFault(s hub.Status, c certstore.Status) (fault, hint string) {
+func firstIdentityFault(s hub.Status, c certstore.Status, trust []string) (fault, hint string) {
 	switch {
 	case c.Current == nil:
 		return strings.TrimSuffix("no usable certificate: "+c.CandidateReason, ": "), c.CandidateHint
@@ -198,6 +198,8 @@ func firstIdentityFault(s hub.Status, c certstore.Status) (fault, hint string) {
 		return "only the copy of the last good certificate is left: " + c.CandidateReason, c.CandidateHint
 	case len(c.Problems) > 0:
 		return c.Problems[0], ""
+	case len(trust) > 0:
+		return "trust: " + trust[0], "the roots read before stay in use"
 	}
 	return "", ""
 }

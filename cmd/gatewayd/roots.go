@@ -1,7 +1,6 @@
 package main
 
 import (
-	"crypto/x509"
 	"strings"
 
 	"go.uber.org/zap"
@@ -22,8 +21,8 @@ func newRootsCache(w *certstore.Watcher, log *zap.Logger) *rootsCache {
 	return &rootsCache{watcher: w, log: log, sets: make(map[string]*certstore.Roots)}
 }
 
-// pool returns the way to the newest good pool for an identity's dials.
-func (c *rootsCache) pool(h config.Hub) func() *x509.CertPool {
+// open returns the roots for an identity's dials; they are taken anew for each.
+func (c *rootsCache) open(h config.Hub) *certstore.Roots {
 	key := strings.Join(h.Trust, "\x00")
 	if h.SystemRoots {
 		key += "\x00system"
@@ -34,5 +33,5 @@ func (c *rootsCache) pool(h config.Hub) func() *x509.CertPool {
 		c.watcher.AddRoots(r)
 		c.sets[key] = r
 	}
-	return r.Pool
+	return r
 }

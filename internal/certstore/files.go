@@ -197,6 +197,9 @@ func readProblem(path string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ESTALE), errors.Is(err, syscall.ENOTDIR):
 		return &Incomplete{Missing, path + " does not exist"}
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		// Says nothing about the file; it is read again.
+		return &Incomplete{Missing, path + " cannot be read now: too many open files"}
 	case errors.Is(err, fs.ErrPermission):
 		return &Invalid{Reason: path + " may not be read" + ownership(path), Hint: fmt.Sprintf("the daemon runs as uid %d gid %d; give it the file by owner or group", os.Getuid(), os.Getgid())}
 	}

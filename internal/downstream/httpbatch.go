@@ -29,7 +29,7 @@ type batchItem struct {
 // a client which looks at the status only does not take a loss for a success. The
 // body says it per item.
 func (h *HTTP) serveBatch(w http.ResponseWriter, r *http.Request, c *Client) {
-	body, release, ok := h.body(w, r, h.cfg.MaxBatch)
+	body, release, ok := h.body(w, r, c, "(batch)", h.cfg.MaxBatch)
 	if !ok {
 		return
 	}

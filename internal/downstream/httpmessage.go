@@ -28,7 +28,7 @@ var errMalformed = errors.New("malformed")
 
 // serveMessage handles POST /v1/messages/{topic}: the body is the payload.
 func (h *HTTP) serveMessage(w http.ResponseWriter, r *http.Request, c *Client, topic string) {
-	body, release, ok := h.body(w, r, h.cfg.MaxBody)
+	body, release, ok := h.body(w, r, c, topic, h.cfg.MaxBody)
 	if !ok {
 		return
 	}
@@ -61,8 +61,9 @@ func answer(w http.ResponseWriter, status int, body any) {
 
 // body reads a request's body within its limit and within what all requests
 // together may hold; ok is false after an answer.
-func (h *HTTP) body(w http.ResponseWriter, r *http.Request, most int) (body []byte, release func(), ok bool) {
+func (h *HTTP) body(w http.ResponseWriter, r *http.Request, c *Client, topic string, most int) (body []byte, release func(), ok bool) {
 	if r.ContentLength > int64(most) {
+		c.refused(topic, queue.ErrTooLarge)
 		fail(w, http.StatusRequestEntityTooLarge, "the limit is "+strconv.Itoa(most)+" bytes")
 		return nil, nil, false
 	}
@@ -84,6 +85,7 @@ func (h *HTTP) body(w http.ResponseWriter, r *http.Request, most int) (body []by
 	case err == nil:
 		return buf.Bytes(), release, true
 	case errors.As(err, &large):
+		c.refused(topic, queue.ErrTooLarge)
 		fail(w, http.StatusRequestEntityTooLarge, "the limit is "+strconv.Itoa(most)+" bytes")
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		fail(w, http.StatusBadRequest, "the body is shorter than announced")

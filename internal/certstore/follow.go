@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"math/rand/v2"
-	"slices"
 	"time"
 )
 
@@ -35,11 +34,6 @@ func newView(sights ...sight) view {
 	}
 	h.Sum(v.hash[:0])
 	return v
-}
-
-// troubled says that something could not be read, or not for certain.
-func (v view) troubled() bool {
-	return slices.ContainsFunc(v.sights, func(s sight) bool { return s.err != nil })
 }
 
 // follower is the loop that every set of files has: events and polls lead to a reading, the reading to another one after a
@@ -114,15 +108,12 @@ func (f *follower) turn(sub subscription) time.Time {
 func (f *follower) see(sub subscription, read func(Source) sight) view {
 	sub.cover(f.paths())
 	v := f.look(read)
-	if v.troubled() {
-		sub.forget()
-	}
 	f.read = time.Now()
 	return v
 }
 
 func (f *follower) poll(sub subscription) {
-	if f.active || sub.still() {
+	if f.active {
 		return
 	}
 	if v := f.see(sub, glance); v.hash != f.judged {

@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 )
 
 // quietFilesystem says whether folder lies on a file system whose changes made elsewhere raise no events here. The
@@ -43,45 +42,6 @@ func idOf(path string) (fileID, bool) {
 		return fileID{}, false
 	}
 	return fileID{uint64(st.Dev), st.Ino}, true
-}
-
-// mark tells whether what a place names has changed: the status of a file changes with its content, name and mode, and
-// nobody can set its time back (ctime, inode(7)). It is zero for nothing.
-type mark struct {
-	fileID
-	mode    uint32
-	changed int64 // Unix nanoseconds; zero for a folder, which changes with every file in it
-}
-
-// markRest is how old a change must be to be told from the next one: file systems count in ticks of up to 2 s.
-const markRest = 3 * time.Second
-
-// markOf returns p's mark; ok is false when it does not tell enough.
-func markOf(p place) (m mark, ok bool) {
-	var st syscall.Stat_t
-	switch err := syscall.Lstat(p.folder+"/"+p.name, &st); {
-	case err == syscall.ENOENT:
-		return mark{}, true
-	case err != nil:
-		return mark{}, false
-	}
-	m = mark{fileID: fileID{uint64(st.Dev), st.Ino}, mode: st.Mode}
-	if st.Mode&syscall.S_IFMT != syscall.S_IFDIR {
-		m.changed = st.Ctim.Nano()
-	}
-	return m, time.Now().UnixNano()-m.changed > int64(markRest)
-}
-
-// marksOf returns the marks of all places, or none when one of them does not tell enough.
-func marksOf(places []place) []mark {
-	marks := make([]mark, len(places))
-	for i, p := range places {
-		var ok bool
-		if marks[i], ok = markOf(p); !ok {
-			return nil
-		}
-	}
-	return marks
 }
 
 // mountPoints reads the set of mount points. In the text, white space and backslashes are octal escapes (proc(5)).

@@ -10,12 +10,6 @@ type fileID struct{}
 
 func idOf(string) (fileID, bool) { return fileID{}, false }
 
-type mark struct{}
-
-func markOf(place) (mark, bool) { return mark{}, false }
-
-func marksOf([]place) []mark { return nil }
-
 func readMountPoints() map[string]bool { return nil }
 
 func pinned(string, map[string]bool) string { return "" }

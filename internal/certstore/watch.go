@@ -63,7 +63,6 @@ type member struct {
 
 	pinned   []string // of the loop alone, as the next
 	pinnedAt time.Time
-	marks    []mark // of places; empty when they do not tell whether the files changed
 }
 
 // folder is one watched folder with the names that members wait for. Its own lock serialises putting the watch in place,
@@ -270,32 +269,11 @@ func (s subscription) cover(paths []string) {
 		}
 	}
 	s.w.leave(s.m, places)
-	s.forget()
-	if mode == "events" {
-		s.m.marks = marksOf(places)
-	}
 	if s.m.pinnedAt.IsZero() || time.Since(s.m.pinnedAt) >= mountsEvery {
 		s.m.pinned, s.m.pinnedAt = s.w.pinned(paths), time.Now()
 	}
 	s.m.report(mode, s.m.pinned)
 }
-
-// still says that the member's files cannot have changed since they were looked at last, so that a poll need not read
-// them. It is never sure of files for longer than mountsEvery.
-func (s subscription) still() bool {
-	if len(s.m.marks) == 0 || time.Since(s.m.pinnedAt) >= mountsEvery {
-		return false
-	}
-	for i, p := range s.m.places {
-		if now, ok := markOf(p); !ok || now != s.m.marks[i] {
-			return false
-		}
-	}
-	return true
-}
-
-// forget makes the next poll read the files whatever their marks are.
-func (s subscription) forget() { s.m.marks = nil }
 
 // drop takes all watches of the member away.
 func (s subscription) drop() { s.w.leave(s.m, nil) }

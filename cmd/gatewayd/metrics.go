@@ -45,7 +45,8 @@ type collector struct {
 	received, refused, delivered, resent, dropped        metric
 	messages, bytes, oldest, aside, inFlight             metric
 	diskWritten, payload, diskBytes, healthy, clockTrust metric
-	notBefore, cert, candidate, rotated, gap, retry      metric
+	notBefore, daysLeft, cert, candidate                 metric
+	rotated, gap, retry                                  metric
 }
 
 func newCollector(g *gateway) *collector {
@@ -71,7 +72,8 @@ func newCollector(g *gateway) *collector {
 		healthy:     gauge("healthy", "1 while nothing is wrong; /status names the first fault."),
 		notBefore:   gauge("certificate_not_before_seconds", "Unix time from which the certificate in use is valid.", "identity"),
 		cert:        gauge("certificate_info", "1; the labels are the certificate in use.", "identity", "fingerprint", "serial"),
-		candidate:   gauge("certificate_candidate", "1; the label is the state of the newest certificate, none when it is in use.", "identity", "state"),
+		candidate:   gauge("certificate_candidate", "1; the labels are the state of the newest certificate and why: none when it is in use.", "identity", "state", "reason"),
+		daysLeft:    gauge("certificate_days_left", "Days until the certificate in use expires, by the clock that dials use.", "identity"),
 		rotated:     gauge("rotation_last_seconds", "Unix time of the last change of certificate.", "identity"),
 		gap:         gauge("rotation_gap_seconds", "Time without an acknowledged message at the last change of certificate.", "identity"),
 		retry:       gauge("certificate_next_retry_seconds", "Unix time at which a certificate that failed is tried again.", "identity"),
@@ -104,9 +106,10 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		if cert := id.Certificate.Current; cert != nil {
 			send(c.notAfter, float64(cert.NotAfter.Unix()), id.Name)
 			send(c.notBefore, float64(cert.NotBefore.Unix()), id.Name)
+			send(c.daysLeft, cert.DaysLeft, id.Name)
 			send(c.cert, 1, id.Name, cert.Fingerprint, cert.Serial)
 		}
-		send(c.candidate, 1, id.Name, string(id.Certificate.CandidateState))
+		send(c.candidate, 1, id.Name, string(id.Certificate.CandidateState), id.Certificate.CandidateReason)
 		if id.Rotation != nil {
 			send(c.rotated, float64(id.Rotation.At.Unix()), id.Name)
 			send(c.gap, id.Rotation.GapMS/1000, id.Name)

@@ -50,7 +50,7 @@ var metricNames = []string{
 	"gatewayd_identity_connected", "gatewayd_certificate_not_after_seconds", "gatewayd_rotations_total", "gatewayd_connects_total",
 	"gatewayd_messages_received_total", "gatewayd_messages_refused_total", "gatewayd_messages_delivered_total",
 	"gatewayd_messages_resent_total", "gatewayd_messages_dropped_total", "gatewayd_queue_messages", "gatewayd_queue_bytes",
-	"gatewayd_certificate_not_before_seconds", "gatewayd_certificate_info", "gatewayd_certificate_candidate",
+	"gatewayd_certificate_not_before_seconds", "gatewayd_certificate_info", "gatewayd_certificate_days_left", "gatewayd_certificate_candidate",
 	"gatewayd_queue_oldest_seconds", "gatewayd_queue_sync_seconds", "gatewayd_queue_disk_written_bytes_total",
 	"go_goroutines", "process_resident_memory_bytes",
 }
@@ -79,7 +79,7 @@ func TestMetricsAreThePromisedOnes(t *testing.T) {
 		`gatewayd_connects_total{identity="press-7",result="accepted"} 1`, fmt.Sprintf(`gatewayd_messages_received_total{source="mqtt"} %d`, f.acked()),
 		fmt.Sprintf(`gatewayd_messages_delivered_total{identity="press-7"} %d`, f.acked()), `gatewayd_queue_messages{identity="press-7"} 0`,
 		`gatewayd_messages_refused_total{reason="no_route",source="mqtt"} 0`, `gatewayd_messages_refused_total{reason="too_large",source="http"} 1`,
-		`gatewayd_certificate_candidate{identity="press-7",state="none"} 1`,
+		`gatewayd_certificate_candidate{identity="press-7",reason="",state="none"} 1`,
 	} {
 		if !strings.Contains(text, line+"\n") {
 			t.Errorf("no line %q", line)

@@ -211,6 +211,10 @@ func TestMain(m *testing.M) {
 		beSensors(address, n)
 		return
 	}
+	if address := os.Getenv(attackersEnv); address != "" {
+		beAttackers(address)
+		return
+	}
 	os.Exit(m.Run())
 }
 

@@ -36,6 +36,10 @@ func TestMain(m *testing.M) {
 		stop()
 		os.Exit(code)
 	}
+	if spec := os.Getenv(asCrowd); spec != "" {
+		beCrowd(spec)
+		return
+	}
 	os.Exit(m.Run())
 }
 
@@ -50,6 +54,7 @@ type plant struct {
 	mqtt  string               // address
 	http  string
 	admin string
+	other string // address of a second MQTT listener, where there is one
 }
 
 // newPlant makes a plant with a device per name.

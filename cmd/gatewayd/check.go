@@ -126,9 +126,7 @@ func (c *checker) connect(ctx context.Context, certs []certificate) {
 			fmt.Fprintf(c.out, "%s: not tried, %s\n", certs[i].Identity, skipped[i])
 			continue
 		}
-		for _, s := range r.Steps {
-			fmt.Fprintf(c.out, "%s: %s: %s (%s)\n", certs[i].Identity, s.Step, s.Detail, s.Took.Round(time.Millisecond))
-		}
+		describeProbe(c.out, certs[i].Identity, r)
 		if f := r.Fault; f != nil {
 			reason := "cannot connect: " + f.Error()
 			if f.Hint != "" {
@@ -136,6 +134,22 @@ func (c *checker) connect(ctx context.Context, certs []certificate) {
 			}
 			c.problem(path, reason)
 		}
+	}
+}
+
+// describeProbe tells the steps that worked, and where one way was given up for the
+// other.
+func describeProbe(out io.Writer, name string, r hub.ProbeResult) {
+	blocked := r.Blocked
+	for _, s := range r.Steps {
+		if blocked != nil && s.Over == hub.OverWebSocket {
+			fmt.Fprintf(out, "%s: %s is blocked: %v\n", name, hub.OverTLS, blocked)
+			blocked = nil
+		}
+		fmt.Fprintf(out, "%s: %s: %s (%s)\n", name, s.Step, s.Detail, s.Took.Round(time.Millisecond))
+	}
+	if blocked != nil {
+		fmt.Fprintf(out, "%s: %s is blocked: %v\n", name, hub.OverTLS, blocked)
 	}
 }
 

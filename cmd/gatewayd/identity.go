@@ -80,8 +80,10 @@ func sessionConfig(c config.Identity, clock *certstore.Clock, roots func() *x509
 	return hub.Config{
 		Identity: hub.Identity{
 			Name: c.Name, HostName: c.HostName, DeviceID: c.DeviceID, ModuleID: c.ModuleID,
-			Address: c.Address, GatewayHostName: c.GatewayHostName,
+			Address: c.Address, WebSocketAddress: c.WebSocketAddress, GatewayHostName: c.GatewayHostName,
 		},
+		Transport: hub.Transport(c.Hub.Transport),
+		Proxy:     proxyOf(c.Hub.Proxy),
 		Product:   "gatewayd/" + readBuild().Version,
 		KeepAlive: c.Hub.KeepAlive,
 		Window:    c.Hub.Window,
@@ -89,6 +91,13 @@ func sessionConfig(c config.Identity, clock *certstore.Clock, roots func() *x509
 		Clock:     clock,
 		Timing:    hub.Timing{PoisonDeaths: deaths},
 	}
+}
+
+func proxyOf(p config.Proxy) hub.Proxy {
+	if p.Env {
+		return hub.ProxyFromEnvironment()
+	}
+	return hub.ProxyAt(p.URL())
 }
 
 func queueLimits(l config.Limits) queue.Limits {

@@ -64,6 +64,7 @@ type identityReport struct {
 	FirstFault string            `json:"first_fault"` // what is wrong, "" when nothing is
 	Hint       string            `json:"hint"`        // what to do about it
 	Remote     string            `json:"remote"`
+	Transport  string            `json:"transport"` // in use: mqtt or mqtt-ws; "" when not connected
 	NextTry    *time.Time        `json:"next_try,omitempty"`
 	Progress   *time.Time        `json:"last_acknowledged,omitempty"`
 	InFlight   int               `json:"in_flight"`
@@ -169,7 +170,7 @@ func (id *identity) report() identityReport {
 	s, q, c := id.session.Status(), id.queue.Stats(), id.store.Status()
 	r := identityReport{
 		Name: id.cfg.Name, HubID: id.cfg.HubID(), Host: id.cfg.HostName, Connected: s.State == hub.StateConnected, State: s.State,
-		Since: s.Since.UTC(), Remote: s.Remote, NextTry: timeOrNil(s.NextTry), Progress: timeOrNil(s.Progress), InFlight: s.InFlight,
+		Since: s.Since.UTC(), Remote: s.Remote, Transport: string(s.Transport), NextTry: timeOrNil(s.NextTry), Progress: timeOrNil(s.Progress), InFlight: s.InFlight,
 		Delivered: s.Delivered, Resent: s.Resent, Connects: s.Connects, Rotations: s.Rotations, Trial: s.Trial, Certificate: c,
 		Queue: queueReport{Messages: q.Messages, Bytes: q.Bytes, OldestSeconds: q.OldestAge.Seconds(), Appended: q.Appended,
 			Acked: q.Acked, Aside: q.Aside, Dropped: q.Dropped},

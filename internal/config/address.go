@@ -164,5 +164,9 @@ func parseProxy(s string) (Proxy, error) {
 	if err := hostPort(u.Host, 1); err != nil {
 		return Proxy{}, fmt.Errorf("host and port are needed: %w", err)
 	}
+	if password, _ := u.User.Password(); u.Scheme == "socks5" && u.User != nil &&
+		(u.User.Username() == "" || password == "" || len(u.User.Username()) > 255 || len(password) > 255) {
+		return Proxy{}, errors.New("socks5 has a user and a password of 1 to 255 bytes, or neither") // RFC 1929
+	}
 	return Proxy{url: u}, nil
 }

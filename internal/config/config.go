@@ -59,7 +59,10 @@ type Identity struct {
 	// only a connection string has it. Address goes before it.
 	GatewayHostName string
 	Address         string // host:port to dial, or ""
-	Hub             Hub    // Config.Hub with this identity's own keys on top
+	// WebSocketAddress is the same for MQTT over WebSocket; "" = Address with
+	// TransportMQTTWS, port 443 of its host with TransportAuto.
+	WebSocketAddress string
+	Hub              Hub // Config.Hub with this identity's own keys on top
 
 	Certificate Certificate
 	// AllowCNMismatch admits a certificate whose CN is another than the

@@ -77,7 +77,7 @@ func (o *object) hub(h *Hub) {
 	if s, ok := d.text(o.take("proxy"), o.child("proxy")); ok {
 		if p, err := parseProxy(s); err != nil {
 			d.report(o.child("proxy"), "%v", err)
-		} else if p == (Proxy{}) || !o.refuse("proxy", "") {
+		} else {
 			h.Proxy = p
 		}
 	}
@@ -120,13 +120,12 @@ func (d *decoder) identity(n *yaml.Node, path string, hub Hub) Identity {
 	id := defaultIdentity(hub)
 	o.text("name", &id.Name)
 	o.names(&id)
-	o.text("address", &id.Address)
-	if id.Address != "" {
-		if err := hostPort(id.Address, 1); err != nil {
-			d.report(o.child("address"), "%s is not host:port: %v", quote(id.Address), err)
-		}
-	}
+	o.dial("address", &id.Address)
+	o.dial("websocket_address", &id.WebSocketAddress)
 	o.hub(&id.Hub)
+	if id.WebSocketAddress != "" && id.Hub.Transport == TransportMQTT {
+		d.report(o.child("websocket_address"), "is of no use with transport: mqtt")
+	}
 	o.noRates()
 
 	cert := o.object("certificate")
@@ -154,6 +153,17 @@ func (d *decoder) identity(n *yaml.Node, path string, hub Hub) Identity {
 	q.finish()
 	o.finish()
 	return id
+}
+
+// dial reads where to connect to.
+func (o *object) dial(key string, into *string) {
+	o.text(key, into)
+	if *into == "" {
+		return
+	}
+	if err := hostPort(*into, 1); err != nil {
+		o.d.report(o.child(key), "%s is not host:port: %v", quote(*into), err)
+	}
 }
 
 // names reads who the identity is: a connection string or its parts.

@@ -9,8 +9,6 @@ import "strings"
 func unbuilt(key string) bool {
 	switch key {
 	case "downstream.broker[].local_topics",
-		"hub.transport",
-		"hub.proxy",
 		"hub.keepalive=auto",
 		"routes[].pack.max_bytes":
 		return true

@@ -110,8 +110,8 @@ func TestIdentityNames(t *testing.T) {
 		if tt.bad {
 			continue
 		}
-		if tt.id.ClientID() != tt.client || tt.id.eventsTopic() != tt.topic || tt.id.dialAddress() != tt.dial || tt.id.serverName() != tt.sni || tt.id.UserName("") != tt.user {
-			t.Errorf("%+v: %s %s %s %s %s", tt.id, tt.id.ClientID(), tt.id.eventsTopic(), tt.id.dialAddress(), tt.id.serverName(), tt.id.UserName(""))
+		if tt.id.ClientID() != tt.client || tt.id.eventsTopic() != tt.topic || (&Config{Identity: tt.id}).addressOver(OverTLS) != tt.dial || tt.id.serverName() != tt.sni || tt.id.UserName("") != tt.user {
+			t.Errorf("%+v: %s %s %s %s %s", tt.id, tt.id.ClientID(), tt.id.eventsTopic(), (&Config{Identity: tt.id}).addressOver(OverTLS), tt.id.serverName(), tt.id.UserName(""))
 		}
 	}
 }

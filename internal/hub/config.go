@@ -22,6 +22,9 @@ type Config struct {
 	KeepAlive time.Duration // whole seconds; 0 = 4 min; at most MaxKeepAlive
 	Window    int           // unacknowledged publishes; 0 = 16; at most 30,000
 
+	Transport Transport // "" = OverTLS
+	Proxy     Proxy
+
 	// Roots are the server's possible authorities for the next dial; nil, or a nil
 	// pool, means the system's.
 	Roots func() *x509.CertPool
@@ -30,7 +33,7 @@ type Config struct {
 	Clock *certstore.Clock
 	// Commands takes what comes down from the cloud; nil = only publish.
 	Commands Commands
-	// DialContext makes the connection below TLS; nil = TCP.
+	// DialContext makes the connection below TLS, to the hub or to the proxy; nil = TCP.
 	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
 
 	Timing Timing
@@ -38,7 +41,7 @@ type Config struct {
 
 // Timing holds the waits and limits of a session. A zero field means its default.
 type Timing struct {
-	Dial    time.Duration // name, TCP and TLS together; 30 s
+	Dial    time.Duration // all that comes before CONNECT; 30 s
 	Connack time.Duration // from CONNECT to its answer; 20 s
 	Write   time.Duration // for one write, and for data to be confirmed by the peer's TCP; 60 s
 	Ack     time.Duration // the oldest message in flight waits longer: no progress; 2 min
@@ -56,6 +59,9 @@ type Timing struct {
 	// the connection lived that long, with nothing in flight (2 s) or with messages
 	// that the hub is slow to acknowledge (10 s).
 	ProofIdle, ProofSlow time.Duration
+	// With Auto, over WebSocket: after what time it is tried whether port 8883 is open
+	// again, doubling (5 min and 1 h).
+	ReturnMin, ReturnMax time.Duration
 	// PoisonDeaths connections that die on the same oldest message, one after the
 	// other, make it suspect (3); then it is sent only after so much quiet (5 s).
 	PoisonDeaths int
@@ -82,6 +88,8 @@ func (t Timing) withDefaults() Timing {
 	def(&t.CutPause, 750*time.Millisecond)
 	def(&t.ProofIdle, 2*time.Second)
 	def(&t.ProofSlow, 10*time.Second)
+	def(&t.ReturnMin, 5*time.Minute)
+	def(&t.ReturnMax, time.Hour)
 	def(&t.Quiet, 5*time.Second)
 	if t.PoisonDeaths <= 0 {
 		t.PoisonDeaths = 3
@@ -102,6 +110,9 @@ func (c Config) withDefaults() Config {
 		c.Window = 16
 	}
 	c.Window = min(c.Window, maxWindow)
+	if c.Transport == "" {
+		c.Transport = OverTLS
+	}
 	if c.Roots == nil {
 		c.Roots = func() *x509.CertPool { return nil }
 	}

@@ -53,8 +53,9 @@ type settings struct {
 type conn struct {
 	set       settings
 	cred      *certstore.Credential
-	nc        net.Conn // TLS
-	raw       net.Conn // below it; closing it interrupts everything
+	nc        net.Conn // TLS, or WebSocket over it
+	raw       net.Conn // TCP, below everything; closing it interrupts everything
+	over      Transport
 	remote    string
 	presented bool
 
@@ -93,7 +94,7 @@ type conn struct {
 
 func newConn(set settings, cred *certstore.Credential, tr *transport) *conn {
 	c := &conn{
-		set: set, cred: cred, nc: tr.nc, raw: tr.raw, remote: tr.remote, presented: tr.presented.Load(),
+		set: set, cred: cred, nc: tr.nc, raw: tr.raw, over: tr.over, remote: tr.remote, presented: tr.presented.Load(),
 		connack: make(chan byte, 1), wake: make(chan struct{}, 1), dead: make(chan struct{}),
 		born: time.Now().Add(-1), win: window{size: min(max(set.window, 1), maxWindow)}, nextID: telemetryIDs,
 	}
@@ -238,7 +239,7 @@ func (c *conn) flush() error {
 
 // server is the certificate that the hub has proved to own; nil without TLS.
 func (c *conn) server() *x509.Certificate {
-	nc, ok := c.nc.(*tls.Conn)
+	nc, ok := c.nc.(interface{ ConnectionState() tls.ConnectionState })
 	if !ok {
 		return nil
 	}

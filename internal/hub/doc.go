@@ -36,6 +36,15 @@
 // Commit; or cutFailed → the old connection answers → Miss. With no connection:
 // choose → attempt → weigh. After Commit, until a message is acknowledged: spare.
 //
+// # Ways out
+//
+// dialer.walk goes one way: name, TCP, proxy, TLS, upgrade to WebSocket. The name is
+// resolved at each dial, by the proxy when there is one. With [Auto], ways remembers
+// that port 8883 was blocked, so that 443 goes first. On port 443 a hub that speaks
+// TLS 1.2 may ask for the certificate by renegotiation, which is allowed once there and
+// nowhere else; Go has no server that does it, so the stand-in hub cannot.
+// [Probe] and [Reach] go the same ways for commands that ask.
+//
 // # Goroutines
 //
 // Run's own is the only one that publishes and writes. Each connection has one that

@@ -31,13 +31,14 @@ const (
 	Violation   Kind = "protocol violation"    // the peer sent what no hub sends
 	Local       Kind = "local fault"           // the key could not sign, or no file descriptor was left
 
-	Refused   Kind = "refused"            // the hub said no to the identity or its certificate
-	Contested Kind = "identity contested" // somebody else keeps connecting as this identity
+	Refused      Kind = "refused"              // the hub said no to the identity or its certificate
+	ProxyRefused Kind = "refused by the proxy" // user, password or destination
+	Contested    Kind = "contested"            // somebody else keeps connecting as this identity
 )
 
 // slow kinds wait long from the first time on: trying again soon cannot help and
 // feeds the hub's connection throttle.
-func (k Kind) slow() bool { return k == Refused || k == Contested }
+func (k Kind) slow() bool { return k == Refused || k == ProxyRefused || k == Contested }
 
 // Fault is one failure of a connection in words for an operator. It is immutable.
 type Fault struct {
@@ -50,6 +51,9 @@ type Fault struct {
 	// presented: the server asked for the client certificate and got it, so that
 	// the failure may be the certificate's.
 	presented bool
+	// blocked: another port may lead to the hub, since nothing that can only be the
+	// hub has answered on this one.
+	blocked bool
 }
 
 func (f *Fault) Error() string { return string(f.Step) + ": " + f.Text }
@@ -59,13 +63,15 @@ func (f *Fault) Unwrap() error { return f.Err }
 // Step is a stage on the way to a working session.
 type Step string
 
-// The steps, in order.
+// The steps, in order. With a proxy the first two lead to it.
 const (
-	StepName    Step = "dns"
-	StepTCP     Step = "tcp"
-	StepTLS     Step = "tls"
-	StepConnect Step = "connect"
-	StepSession Step = "session"
+	StepName      Step = "dns"
+	StepTCP       Step = "tcp"
+	StepProxy     Step = "proxy" // it connects on to the hub
+	StepTLS       Step = "tls"
+	StepWebSocket Step = "websocket"
+	StepConnect   Step = "connect"
+	StepSession   Step = "session"
 )
 
 // Errors that this package gives to a connection it ends itself.
@@ -177,10 +183,11 @@ func classifyServerCert(f *Fault, err error) bool {
 // classifyAlert recognises a TLS alert from the peer: crypto/tls wraps it in a
 // net.OpError whose Op is "remote error", around an unexported type.
 func classifyAlert(f *Fault, err error) bool {
-	var op *net.OpError
-	if !errors.As(err, &op) || op.Op != "remote error" {
+	if !isAlert(err) {
 		return false
 	}
+	var op *net.OpError
+	_ = errors.As(err, &op)
 	f.Kind = Refused
 	f.Text = "refused in TLS: " + op.Err.Error()
 	f.Hint = "does the hub know the issuing CA, is the chain whole, is the certificate valid now?"
@@ -188,6 +195,11 @@ func classifyAlert(f *Fault, err error) bool {
 		f.Kind, f.Hint = Unreachable, "the server refused this client's TLS before it saw a certificate"
 	}
 	return true
+}
+
+func isAlert(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "remote error"
 }
 
 func lostText(err error) string {

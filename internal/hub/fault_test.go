@@ -100,14 +100,27 @@ func TestLastGoodAddressHelpsWhenTheNameServerIsAway(t *testing.T) {
 	r := newRig(t, false, hubtest.Options{})
 	cfg := r.cfg.withDefaults()
 	d := dialer{cfg: &cfg}
-	for _, address := range []string{r.hub.Addr(), "no-such-host.invalid:8883"} {
-		cfg.Address = address
+	_, port, _ := net.SplitHostPort(r.hub.Addr())
+	cfg.Address = net.JoinHostPort("localhost", port)
+	dial := func() {
+		t.Helper()
 		tr, fault := d.dial(t.Context(), r.store.Current())
 		if fault != nil {
-			t.Fatalf("%s: %v", address, fault)
+			t.Fatalf("%s: %v", cfg.Address, fault)
 		}
 		tr.raw.Close()
 	}
+	dial()
+	last := *d.last.Load()
+	if last.host != "localhost" || net.ParseIP(last.ip) == nil {
+		t.Fatalf("remembers %+v", last)
+	}
+	cfg.Address = net.JoinHostPort("no-such-host.invalid", port)
+	if _, fault := d.dial(t.Context(), r.store.Current()); fault == nil || fault.Step != StepName {
+		t.Fatalf("another name's address was taken: %v", fault)
+	}
+	d.last.Store(&lastGood{"no-such-host.invalid", last.ip})
+	dial()
 }
 
 func TestLostConnectionIsNamed(t *testing.T) {

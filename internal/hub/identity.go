@@ -11,7 +11,10 @@ import (
 // apiVersion is the protocol contract named in the user name of every CONNECT.
 const apiVersion = "2021-04-12"
 
-const defaultPort = "8883"
+const (
+	defaultPort   = "8883"
+	webSocketPort = "443"
+)
 
 // Identity is one device or module of an IoT Hub.
 type Identity struct {
@@ -20,9 +23,11 @@ type Identity struct {
 	DeviceID string
 	ModuleID string // "" for a device
 
-	// Address is dialled instead of the host name: host:port, or a host alone for
-	// port 8883. The TLS name and the user name do not follow it.
-	Address string
+	// Address is dialled instead of the host name: host:port, or a host alone for the
+	// transport's port. The TLS name and the user name do not follow it. With [Auto] it
+	// is where MQTT over TLS is; the other port is WebSocketAddress, or 443 of its host.
+	Address          string
+	WebSocketAddress string
 	// GatewayHostName is an IoT Edge device in between: it is dialled and gives
 	// the TLS name, while the user name keeps HostName.
 	GatewayHostName string
@@ -62,13 +67,22 @@ func (id Identity) serverName() string {
 	return id.HostName
 }
 
-func (id Identity) dialAddress() string {
-	addr := id.Address
+// addressOver is where to dial for a transport other than Auto.
+func (c *Config) addressOver(t Transport) string {
+	addr, port := c.Address, defaultPort
+	if t == OverWebSocket {
+		port = webSocketPort
+		if c.WebSocketAddress != "" {
+			addr = c.WebSocketAddress
+		} else if host, _, err := net.SplitHostPort(addr); err == nil && c.Transport == Auto {
+			addr = host
+		}
+	}
 	if addr == "" {
-		addr = id.serverName()
+		addr = c.serverName()
 	}
 	if _, _, err := net.SplitHostPort(addr); err != nil {
-		addr = net.JoinHostPort(strings.Trim(addr, "[]"), defaultPort)
+		addr = net.JoinHostPort(strings.Trim(addr, "[]"), port)
 	}
 	return addr
 }

@@ -4,8 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
-	"net"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,6 +14,7 @@ import (
 // ProbeStep is one stage that a probe passed.
 type ProbeStep struct {
 	Step   Step
+	Over   Transport // way that it was a step of
 	Took   time.Duration
 	Detail string
 }
@@ -23,73 +22,93 @@ type ProbeStep struct {
 // ProbeResult is what a probe found: the steps that worked, and the first thing that
 // is wrong.
 type ProbeResult struct {
-	Steps []ProbeStep
-	Fault *Fault // nil: the identity can work
+	Steps   []ProbeStep
+	Blocked *Fault // why port 8883 was given up for 443; nil: it was not
+	Fault   *Fault // nil: the identity can work
 }
 
-// Probe walks the way to the hub once, with cred: name, TCP, TLS and the server's
-// certificate, CONNECT, and an answer after it. It publishes nothing. The hub keeps
-// one connection per identity, so a probe interrupts a session that is connected as
-// the same identity. Its time is bounded by cfg.Timing.
+// Probe walks the way to the hub once, with cred: name, TCP, proxy, TLS and the
+// server's certificate, the upgrade to WebSocket, CONNECT, and an answer after it. It
+// publishes nothing. The hub keeps one connection per identity, so a probe interrupts
+// a session that is connected as the same identity. Its time is bounded by cfg.Timing.
+//
+// With [Auto] the way over port 443 follows when port 8883 is blocked: its steps come
+// behind those of the first, which ended with [ProbeResult.Blocked].
 func Probe(ctx context.Context, cfg Config, cred *certstore.Credential) ProbeResult {
+	return probe(ctx, cfg, cred, (*prober).session)
+}
+
+// Reach is Probe up to the point where CONNECT would be sent: it interrupts nobody,
+// and cannot know what the hub thinks of the identity. A certificate that is refused
+// in TLS is noticed.
+func Reach(ctx context.Context, cfg Config, cred *certstore.Credential) ProbeResult {
+	return probe(ctx, cfg, cred, (*prober).listen)
+}
+
+func probe(ctx context.Context, cfg Config, cred *certstore.Credential, last func(*prober, context.Context, *transport) *Fault) ProbeResult {
 	cfg = cfg.withDefaults()
 	p := prober{cfg: &cfg, cred: cred, at: time.Now()}
-	p.fault = p.run(ctx)
-	return ProbeResult{Steps: p.steps, Fault: p.fault}
+	if err := cfg.Validate(); err != nil {
+		return ProbeResult{Fault: &Fault{Kind: Local, Step: StepName, Text: err.Error(), Err: err}}
+	}
+	tr, f := p.dial(ctx)
+	if f == nil {
+		f = last(&p, ctx, tr)
+		_ = tr.raw.Close()
+	}
+	return ProbeResult{Steps: p.steps, Blocked: p.blocked, Fault: f}
 }
 
 type prober struct {
-	cfg   *Config
-	cred  *certstore.Credential
-	at    time.Time
-	steps []ProbeStep
-	fault *Fault
+	cfg     *Config
+	cred    *certstore.Credential
+	at      time.Time
+	over    Transport
+	steps   []ProbeStep
+	blocked *Fault
 }
 
 func (p *prober) passed(s Step, detail string) {
 	now := time.Now()
-	p.steps = append(p.steps, ProbeStep{Step: s, Took: now.Sub(p.at), Detail: detail})
+	p.steps = append(p.steps, ProbeStep{Step: s, Over: p.over, Took: now.Sub(p.at), Detail: detail})
 	p.at = now
 }
 
-func (p *prober) run(ctx context.Context) *Fault {
-	if err := p.cfg.Validate(); err != nil {
-		return &Fault{Kind: Local, Step: StepName, Text: err.Error(), Err: err}
-	}
-	dialing, cancel := context.WithTimeout(ctx, p.cfg.Timing.Dial)
-	defer cancel()
-	if f := p.resolve(dialing); f != nil {
-		return f
-	}
+// dial goes the ways in their order.
+func (p *prober) dial(ctx context.Context) (*transport, *Fault) {
 	d := dialer{cfg: p.cfg}
-	raw, err := d.tcp(dialing)
-	if err != nil {
-		return classify(err, StepTCP, false)
+	ways := []Transport{p.cfg.Transport}
+	if p.cfg.Transport == Auto {
+		ways = []Transport{OverTLS, OverWebSocket}
 	}
-	p.passed(StepTCP, raw.RemoteAddr().String())
-	tr, f := d.secure(dialing, raw, p.cred)
-	if f != nil {
-		return f
+	for _, t := range ways {
+		p.over = t
+		within, cancel := context.WithTimeout(ctx, p.cfg.Timing.Dial/time.Duration(len(ways)))
+		tr, f := d.walk(within, p.cred, t, p.passed)
+		cancel()
+		if f == nil || !f.blocked || t == ways[len(ways)-1] {
+			return tr, f
+		}
+		p.blocked, p.at = f, time.Now()
 	}
-	p.passed(StepTLS, describeTLS(tr))
-	return p.session(ctx, tr)
+	return nil, nil
 }
 
-func (p *prober) resolve(ctx context.Context) *Fault {
-	host, _, err := net.SplitHostPort(p.cfg.dialAddress())
-	if err != nil {
-		return classify(err, StepName, false)
+// listen waits for a moment for what the hub has to say against the certificate.
+func (p *prober) listen(_ context.Context, tr *transport) *Fault {
+	if tr.over == OverWebSocket {
+		return nil // it has answered
 	}
-	if p.cfg.DialContext != nil || net.ParseIP(host) != nil {
+	_ = tr.nc.SetReadDeadline(time.Now().Add(refusalTime))
+	_, err := tr.nc.Read(make([]byte, 1))
+	if err == nil || timedOut(err) {
 		return nil
 	}
-	found, err := net.DefaultResolver.LookupHost(ctx, host)
-	if err != nil {
-		return classify(err, StepName, false)
-	}
-	p.passed(StepName, host+" is "+strings.Join(found, ", "))
-	return nil
+	return classify(err, StepTLS, tr.presented.Load())
 }
+
+// refusalTime is how long a TLS alert may take to arrive.
+const refusalTime = time.Second
 
 // session sends CONNECT and waits for one more answer: some refusals only show
 // after the hub has said yes.
@@ -124,18 +143,14 @@ func (p *prober) session(ctx context.Context, tr *transport) *Fault {
 	return nil
 }
 
-func describeTLS(tr *transport) string {
-	nc, ok := tr.nc.(*tls.Conn)
-	if !ok {
-		return ""
-	}
+func describeTLS(nc *tls.Conn, presented bool) string {
 	cs := nc.ConnectionState()
 	detail := tls.VersionName(cs.Version)
 	if len(cs.PeerCertificates) > 0 {
 		leaf := cs.PeerCertificates[0]
 		detail += fmt.Sprintf(", server %q by %q until %s", leaf.Subject.CommonName, leaf.Issuer.CommonName, leaf.NotAfter.UTC().Format(time.DateOnly))
 	}
-	if !tr.presented.Load() {
+	if !presented {
 		detail += ", no client certificate asked for"
 	}
 	return detail

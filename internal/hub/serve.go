@@ -47,7 +47,7 @@ func (s *Session) take(c *conn) {
 	s.board.count(ResultAccepted)
 	s.board.set(func(st *Status) {
 		s.shown = c
-		st.Fingerprint, st.Remote, st.NextTry = c.cred.Fingerprint(), c.remote, time.Time{}
+		st.Fingerprint, st.Remote, st.Transport, st.NextTry = c.cred.Fingerprint(), c.remote, c.over, time.Time{}
 	})
 }
 

@@ -215,7 +215,7 @@ func (s *Session) report(e ending, wait time.Duration) {
 	s.board.state(string(e.fault.Kind))
 	s.board.set(func(st *Status) {
 		st.Fault, st.Attempt, st.NextTry = e.fault, s.backoff.fails, time.Now().Add(wait)
-		st.Fingerprint, st.Remote = "", ""
+		st.Fingerprint, st.Remote, st.Transport = "", "", ""
 	})
 	if e.fault.Kind == s.told {
 		return

@@ -40,8 +40,9 @@ type Status struct {
 	Identity    string
 	State       string // one of the State constants, or a Kind while waiting after a fault
 	Since       time.Time
-	Fingerprint string // of the credential in use; "" when not connected
-	Remote      string
+	Fingerprint string    // of the credential in use; "" when not connected
+	Remote      string    // with a proxy: the hub's address "through" the proxy's
+	Transport   Transport // of the connection in use; "" when not connected
 	Fault       *Fault    // the first thing that is wrong; nil when nothing is
 	Attempt     int       // attempts without progress
 	NextTry     time.Time // zero when not waiting

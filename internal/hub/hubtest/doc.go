@@ -87,4 +87,5 @@
 //	56  † $version condition fails: 412
 //	57  twin rate exceeded: 429
 //	58  † no subscription to twin replies: the patch is applied, nothing is answered
+//	59  WebSocket request for another path, host, subprotocol or query, or with credentials: HTTP error
 package hubtest

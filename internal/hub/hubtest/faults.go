@@ -42,6 +42,7 @@ type hooks struct {
 	connackDelay atomic.Int64
 	hangTLS      atomic.Bool
 	quota        atomic.Int32
+	upgrade      atomic.Int32 // HTTP status instead of a WebSocket; 0: none
 }
 
 // ackFaults shape acknowledgements of one identity or of all.

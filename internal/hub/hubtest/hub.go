@@ -67,7 +67,7 @@ func New(opt Options) (*Hub, error) {
 		}
 	}
 	h.addr = h.listener.Addr()
-	if h.opt.WebSocket != "" {
+	if h.opt.WebSocket != "" || h.opt.WebSocketListener != nil {
 		if h.ws, err = newWebSocket(h); err != nil {
 			_ = h.listener.Close()
 			return nil, err

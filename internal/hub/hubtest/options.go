@@ -65,6 +65,8 @@ type Options struct {
 	Listener net.Listener
 	// WebSocket is a second host:port for MQTT over WebSocket over TLS at /$iothub/websocket; "" is none.
 	WebSocket string
+	// WebSocketListener replaces WebSocket, as Listener does Listen.
+	WebSocketListener net.Listener
 
 	ServerCert tls.Certificate     // default: from an own CA, see ServerCAPEM
 	ClientCAs  []*x509.Certificate // registered CAs, roots or intermediates; see also AddCA

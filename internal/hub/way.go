@@ -1,0 +1,111 @@
+package hub
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"gatewayd/internal/certstore"
+)
+
+// Transport is how MQTT travels to the hub.
+type Transport string
+
+// The transports. "" is OverTLS.
+const (
+	OverTLS       Transport = "mqtt"    // MQTT over TLS, port 8883
+	OverWebSocket Transport = "mqtt-ws" // MQTT over WebSocket over TLS, port 443
+	Auto          Transport = "auto"    // OverTLS; OverWebSocket while port 8883 is blocked
+)
+
+// ways remembers, for [Auto], whether port 8883 was blocked. It is safe for
+// concurrent use.
+type ways struct {
+	mu     sync.Mutex
+	fallen bool          // port 443 goes first
+	due    time.Time     // of the next look at port 8883
+	wait   time.Duration // between the latest two looks
+}
+
+// first is the transport to begin with.
+func (w *ways) first() Transport {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.fallen && time.Now().Before(w.due) {
+		return OverWebSocket
+	}
+	return OverTLS
+}
+
+// works notes that a connection over t could be made. looked says that port 8883
+// was tried before it, in vain.
+func (w *ways) works(t Transport, looked bool, timing *Timing) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case t == OverTLS:
+		w.fallen, w.wait = false, 0
+	case !looked:
+	default:
+		w.fallen = true
+		w.laterLocked(timing)
+	}
+}
+
+// later puts the next look at port 8883 off, twice as long as the last time.
+func (w *ways) later(timing *Timing) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.laterLocked(timing)
+}
+
+func (w *ways) laterLocked(timing *Timing) {
+	w.wait = min(max(2*w.wait, timing.ReturnMin), timing.ReturnMax)
+	w.due = time.Now().Add(w.wait)
+}
+
+// back is when to look whether port 8883 is open again; false: it is in use.
+func (w *ways) back() (due time.Time, wanted bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.due, w.fallen
+}
+
+// dial connects with cred up to the point where CONNECT can be sent. One way is
+// bounded by Timing.Dial; of two, the first gets half of it.
+func (d *dialer) dial(ctx context.Context, cred *certstore.Credential) (*transport, *Fault) {
+	if d.cfg.Transport != Auto {
+		return d.over(ctx, cred, d.cfg.Transport, d.cfg.Timing.Dial)
+	}
+	first, second := d.ways.first(), OverWebSocket
+	if first == OverWebSocket {
+		second = OverTLS
+	}
+	tr, fault := d.over(ctx, cred, first, d.cfg.Timing.Dial/2)
+	if fault == nil {
+		d.ways.works(first, false, &d.cfg.Timing)
+		return tr, nil
+	}
+	if !fault.blocked || ctx.Err() != nil {
+		return nil, fault
+	}
+	tr, other := d.over(ctx, cred, second, d.cfg.Timing.Dial)
+	switch {
+	case other == nil:
+		d.ways.works(second, true, &d.cfg.Timing)
+		return tr, nil
+	case !other.blocked:
+		return nil, other
+	}
+	both := *fault
+	both.Text = fmt.Sprintf("%s; and over %s, %s: %s", fault.Text, second, other.Step, other.Text)
+	return nil, &both
+}
+
+// over goes one way within limit.
+func (d *dialer) over(ctx context.Context, cred *certstore.Credential, t Transport, limit time.Duration) (*transport, *Fault) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return d.walk(ctx, cred, t, nil)
+}

@@ -15,12 +15,12 @@ func BenchmarkPoll(b *testing.B) {
 	r := newRig(b)
 	r.put(certtest.Leaf{})
 	r.open()
-	f := r.store.follower()
-	sub := subscription{NewWatcher(WatcherOptions{PollOnly: true}), &member{f: f, report: r.store.placed}}
+	f := &follower{subject: r.store, w: NewWatcher(WatcherOptions{PollOnly: true}), judged: r.store.first()}
 	b.ReportAllocs()
 	for b.Loop() {
-		f.poll(sub)
-		f.tick(time.Now())
+		now := time.Now()
+		f.compare(now)
+		f.tick(now)
 	}
 }
 

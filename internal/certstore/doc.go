@@ -16,8 +16,9 @@
 //
 // # Goroutines
 //
-// Open and New start nothing. Watcher.Run starts one goroutine per Store and per Roots, so that one file system that
-// hangs delays one identity, and one that reads file events; it waits for all of them. Clock.Run is a loop of its own.
+// Open and New start nothing. Watcher.Run is the scheduler of all followers: it hands out their turns, a few at a time,
+// each in a goroutine that ends with the turn, so that an idle identity has none and a file system that hangs delays only
+// its own. One more reads file events. Run waits for all of them. Clock.Run is a loop of its own.
 //
 // # What is on disk
 //

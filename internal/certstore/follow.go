@@ -1,7 +1,6 @@
 package certstore
 
 import (
-	"context"
 	"crypto/sha256"
 	"math/rand/v2"
 	"time"
@@ -16,6 +15,9 @@ const (
 	doubtWait = 10 * time.Second
 	// pollEvery backs up the events: none come from network file systems, replaced folders, or below an overlay.
 	pollEvery = 10 * time.Second
+	// thoroughEvery is how often a poll does not believe that nothing has changed, and looks again at where the files are:
+	// events may have been lost while a link came to lead elsewhere.
+	thoroughEvery = time.Minute
 	// restEvery is the least time between two readings that events cause.
 	restEvery = time.Second
 )
@@ -36,91 +38,98 @@ func newView(sights ...sight) view {
 	return v
 }
 
-// follower is the loop that every set of files has: events and polls lead to a reading, the reading to another one after a
-// quiet time, and two equal ones to a judgement.
-type follower struct {
-	event chan struct{} // the files may have changed
-	poke  chan struct{} // what tick looks at has changed
-
-	every time.Duration // between polls
-	rest  time.Duration // between readings that events cause
-	paths func() []string
-	look  func(read func(Source) sight) view
+// subject is a set of files that is followed: a Store's or a Roots'. Only its follower's turns call it.
+type subject interface {
+	bell() *bell
+	paths() []string
+	look(read func(Source) sight) view
 	// judge takes what the files hold. stable is how long they have been so; true asks for another call with the same view
 	// once that is doubtWait.
-	judge func(v view, stable time.Duration) (again bool)
-	// settling says that the files changed and are not believed yet.
-	settling func(bool)
+	judge(v view, stable time.Duration) (again bool)
+	// settles says whether the files changed and are not believed yet.
+	settles(bool)
 	// tick is called after everything that happened and at least at every poll; it returns when it wants to be called
 	// next, zero for no wish.
-	tick func(now time.Time) time.Time
-
-	judged [sha256.Size]byte
-
-	active bool
-	based  bool
-	base   view
-	start  time.Time // of settling
-	since  time.Time // base has been seen since
-	at     time.Time // next look while settling
-	read   time.Time // last reading
-	due    time.Time // next poll
+	tick(now time.Time) time.Time
+	// placed takes how the files are watched and what is wrong with their place.
+	placed(mode string, where []string)
+	// first is what was judged before the Watcher came.
+	first() [sha256.Size]byte
 }
 
-// run follows the files until ctx ends.
-func (f *follower) run(ctx context.Context, sub subscription) {
-	defer sub.drop()
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		var next time.Time
-		sub.w.apart(ctx, func() { next = f.turn(sub) })
-		timer.Reset(time.Until(next))
-		select {
-		case <-ctx.Done():
-			return
-		case <-f.event:
-			f.touched(time.Now())
-		case <-f.poke:
-		case <-timer.C:
-		}
-	}
+// follower follows the files of one subject: events and polls lead to a reading, the reading to another one after a quiet
+// time, and two equal ones to a judgement. It has no goroutine: the Watcher gives it a turn when something is due.
+type follower struct {
+	subject
+	w *Watcher
+
+	// Guarded by Watcher.mu.
+	due    time.Time // the next turn
+	busy   bool      // has its turn
+	began  time.Time
+	ended  chan struct{} // somebody waits for the end of the turn; nil: nobody
+	places []place
+
+	// Of the turn alone.
+	judged   [sha256.Size]byte
+	printed  print // of what was judged, as the last full reading found it
+	active   bool
+	based    bool
+	base     view
+	start    time.Time // of settling
+	since    time.Time // base has been seen since
+	at       time.Time // next look while settling
+	read     time.Time // last full reading
+	poll     time.Time // next poll
+	pinned   []string
+	pinnedAt time.Time
 }
 
 // turn does what has fallen due and says when there is more.
-func (f *follower) turn(sub subscription) time.Time {
+func (f *follower) turn() time.Time {
 	now := time.Now()
+	if f.bell().hear() {
+		f.touched(now)
+	}
 	if f.active && !now.Before(f.at) {
-		f.settle(sub, now)
+		f.settle(now)
 	}
 	switch {
-	case f.due.IsZero(): // all begin at once and must not go on in step
-		f.due = now.Add(rand.N(f.every))
-		f.poll(sub)
-	case !now.Before(f.due):
-		f.due = now.Add(f.every)
-		f.poll(sub)
+	case f.poll.IsZero(): // all begin at once and must not go on in step
+		f.poll = now.Add(rand.N(f.w.o.Poll))
+		f.compare(now)
+	case !now.Before(f.poll):
+		f.poll = now.Add(f.w.o.Poll)
+		f.compare(now)
 	}
-	return earliest(f.due, f.tick(time.Now()), f.at)
+	return earliest(f.poll, f.tick(time.Now()), f.at)
 }
 
 // see puts the watches where the files are now and then reads: a change between the two is an event, not a loss.
-func (f *follower) see(sub subscription, read func(Source) sight) view {
-	sub.cover(f.paths())
+func (f *follower) see(read func(Source) sight) view {
+	f.w.cover(f)
 	v := f.look(read)
 	f.read = time.Now()
 	return v
 }
 
-func (f *follower) poll(sub subscription) {
+// compare is the poll. Clocks and sizes prove nothing on these machines, so it reads every byte.
+func (f *follower) compare(now time.Time) {
 	if f.active {
 		return
 	}
-	if v := f.see(sub, glance); v.hash != f.judged {
-		now := time.Now()
-		f.begin(now)
-		f.based, f.base, f.since, f.at = true, v, now, now.Add(quiet)
+	p := f.w.print(f.paths())
+	if p == f.printed && now.Sub(f.read) < thoroughEvery {
+		return
 	}
+	v := f.see(glance)
+	if v.hash == f.judged {
+		f.printed = p
+		return
+	}
+	now = time.Now()
+	f.begin(now)
+	f.based, f.base, f.since, f.at = true, v, now, now.Add(quiet)
 }
 
 // touched starts to settle, or starts the quiet time again.
@@ -133,7 +142,7 @@ func (f *follower) touched(now time.Time) {
 	}
 	f.begin(now)
 	f.at = now
-	if rested := f.read.Add(f.rest); rested.After(now) {
+	if rested := f.read.Add(f.w.rest); rested.After(now) {
 		f.at = rested
 	}
 }
@@ -142,8 +151,8 @@ func (f *follower) begin(now time.Time) {
 	f.active, f.based, f.start = true, false, now
 }
 
-func (f *follower) settle(sub subscription, now time.Time) {
-	v := f.see(sub, observe)
+func (f *follower) settle(now time.Time) {
+	v := f.see(observe)
 	if v.hash == f.judged {
 		f.end()
 		return
@@ -151,7 +160,7 @@ func (f *follower) settle(sub subscription, now time.Time) {
 	if !f.based || v.hash != f.base.hash {
 		f.based, f.base, f.since = true, v, now
 	}
-	f.settling(true)
+	f.settles(true)
 	stable := now.Sub(f.since)
 	switch {
 	case stable < quiet && now.Sub(f.start) < settleCap:
@@ -166,7 +175,7 @@ func (f *follower) settle(sub subscription, now time.Time) {
 
 func (f *follower) end() {
 	f.active, f.based, f.at, f.base = false, false, time.Time{}, view{}
-	f.settling(false)
+	f.settles(false)
 }
 
 // earliest is the first of the times that are set.

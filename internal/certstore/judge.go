@@ -1,6 +1,7 @@
 package certstore
 
 import (
+	"crypto/sha256"
 	"os"
 	"slices"
 	"strings"
@@ -10,16 +11,23 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-func (s *Store) follower() *follower {
-	return &follower{event: s.event, poke: s.poke, paths: s.watched, look: s.look, judge: s.judge, tick: s.tick, judged: s.first,
-		settling: func(on bool) { s.update(func() { s.settling = on }) }}
+// A Store is a subject.
+
+func (s *Store) bell() *bell { return &s.ring }
+
+func (s *Store) first() [sha256.Size]byte { return s.opened }
+
+func (s *Store) settles(on bool) { s.update(func() { s.settling = on }) }
+
+// paths lists the files whose place is watched, whether they exist or not.
+func (s *Store) paths() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.watched
 }
 
-// watched lists the files whose place is watched, whether they exist or not.
-func (s *Store) watched() []string {
-	s.mu.Lock()
-	src := s.source
-	s.mu.Unlock()
+// watchedFiles are those of src and the ones that may be staged beside them.
+func watchedFiles(src Source) []string {
 	paths := src.files()
 	if src.PKCS12 != "" {
 		return append(paths, src.PKCS12+stagedSuffix)

@@ -21,10 +21,10 @@ type RootsOptions struct {
 // Roots holds the trust anchors for dialling the hub and follows their files when a Watcher runs it. Leaves and
 // intermediates in the files are anchors as well, but pinning those stops working when the hub renews.
 type Roots struct {
-	o           RootsOptions
-	log         *zap.Logger
-	event, poke chan struct{}
-	first       [sha256.Size]byte
+	o      RootsOptions
+	log    *zap.Logger
+	ring   bell
+	opened [sha256.Size]byte
 
 	mu       sync.Mutex
 	good     map[string][]*x509.Certificate // by file, newest good content
@@ -49,11 +49,10 @@ func OpenRoots(o RootsOptions) *Roots {
 	if o.Log == nil {
 		o.Log = zap.NewNop()
 	}
-	r := &Roots{o: o, log: o.Log, event: make(chan struct{}, 1), poke: make(chan struct{}, 1),
-		good: map[string][]*x509.Certificate{}, problems: map[string]string{}}
+	r := &Roots{o: o, log: o.Log, good: map[string][]*x509.Certificate{}, problems: map[string]string{}}
 	r.rebuild()
 	v := r.look(observe)
-	r.first = v.hash
+	r.opened = v.hash
 	r.judge(v, doubtWait)
 	return r
 }
@@ -94,10 +93,14 @@ func (r *Roots) Status() RootsStatus {
 	return st
 }
 
-func (r *Roots) follower() *follower {
-	return &follower{event: r.event, poke: r.poke, paths: func() []string { return r.o.Files }, look: r.look, judge: r.judge, judged: r.first,
-		settling: func(bool) {}, tick: func(time.Time) time.Time { return time.Time{} }}
-}
+// Roots are a subject.
+
+func (r *Roots) bell() *bell              { return &r.ring }
+func (r *Roots) first() [sha256.Size]byte { return r.opened }
+func (r *Roots) paths() []string          { return r.o.Files }
+func (r *Roots) settles(bool)             {}
+
+func (r *Roots) tick(time.Time) (next time.Time) { return next }
 
 func (r *Roots) look(read func(Source) sight) view {
 	sights := make([]sight, len(r.o.Files))

@@ -29,7 +29,8 @@ func missWait(misses int) time.Duration {
 
 // state is what a Store knows; its methods need the lock.
 type state struct {
-	source Source
+	source  Source
+	watched []string // source's files and the staged ones
 
 	current      *Credential
 	proved       bool

@@ -36,9 +36,8 @@ type Store struct {
 	o       Options
 	disk    disk
 	changed chan struct{}     // to the session
-	event   chan struct{}     // to the loop: the files may have changed
-	poke    chan struct{}     // to the loop: something else has
-	first   [sha256.Size]byte // what Open judged
+	ring    bell              // to the follower
+	opened  [sha256.Size]byte // what Open judged
 
 	mu    sync.Mutex
 	state // guarded by mu
@@ -68,13 +67,12 @@ func Open(o Options) (*Store, error) {
 	if o.TrialBurst <= 0 {
 		o.TrialBurst = trialBurst
 	}
-	s := &Store{o: o, disk: osDisk(),
-		changed: make(chan struct{}, 1), event: make(chan struct{}, 1), poke: make(chan struct{}, 1)}
-	s.source = o.Source
+	s := &Store{o: o, disk: osDisk(), changed: make(chan struct{}, 1)}
+	s.source, s.watched = o.Source, watchedFiles(o.Source)
 	s.clockGen = o.Clock.Generation()
 	s.recall()
 	v := s.look(observe)
-	s.first = v.hash
+	s.opened = v.hash
 	s.judge(v, doubtWait)
 	s.update(s.preferFilesLocked)
 	s.tick(time.Now())
@@ -109,10 +107,10 @@ func (s *Store) Changed() <-chan struct{} { return s.changed }
 // Commit says that the hub accepted a connection made with c and answered a round trip on it. c becomes Current; gap is
 // how long the identity went without an acknowledged message because of the change, zero when there was no connection.
 // For the Current that is proved already it does nothing, so it may be called for every proved connection. It returns at
-// once; what has to reach the disk is written by the Store's own goroutine and repeated until it succeeds.
+// once; what has to reach the disk is written in the follower's turn and repeated until it succeeds.
 func (s *Store) Commit(c *Credential, gap time.Duration) {
 	s.update(func() { s.commitLocked(c, gap) })
-	wake(s.poke)
+	s.ring.poke()
 }
 
 // Miss says that a trial of c failed and that Current got through right after: the failure is c's own. c is offered
@@ -121,7 +119,7 @@ func (s *Store) Commit(c *Credential, gap time.Duration) {
 // c is a candidate again and its misses count on. A credential that newer files replaced meanwhile is ignored.
 func (s *Store) Miss(c *Credential, reason string) {
 	s.update(func() { s.missLocked(c, reason) })
-	wake(s.poke)
+	s.ring.poke()
 }
 
 // NoVerdict says that a trial of c failed and Current did not get through either. Nothing is held against c, which stays
@@ -140,8 +138,8 @@ func (s *Store) SetSource(src Source) error {
 	if err := src.check(); err != nil {
 		return err
 	}
-	s.update(func() { s.source = src })
-	wake(s.event)
+	s.update(func() { s.source, s.watched = src, watchedFiles(src) })
+	s.ring.touch()
 	return nil
 }
 

@@ -2,6 +2,7 @@ package certstore
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -234,21 +235,22 @@ func TestChangeBetweenFirstReadAndWatchIsSeen(t *testing.T) {
 
 func TestLostEventsLeadToALookAtEverything(t *testing.T) {
 	r := newRig(t)
+	first := r.put(certtest.Leaf{})
 	s := r.open()
-	w := NewWatcher(WatcherOptions{Log: r.o.Log})
+	w := NewWatcher(WatcherOptions{Poll: time.Hour, Log: r.o.Log})
+	w.rest = 50 * time.Millisecond
 	w.Add(s)
-	<-w.news // not started: only the wake-up is of interest
-	for k, m := range w.members {
-		m.stop = func() {}
-		w.members[k] = m
-	}
 	queue := &fsnotify.Watcher{Events: make(chan fsnotify.Event), Errors: make(chan error)}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
-	go func() { w.listen(ctx, queue); close(done) }()
+	go func() { w.listen(ctx, queue); w.turns.Wait(); close(done) }()
+	eventually(t, "the first look", func() bool { return s.Status().Watch != "" })
+	s.Commit(first, 0)
 	for range 3 {
+		next := r.put(certtest.Leaf{})
 		queue.Errors <- fsnotify.ErrEventOverflow
-		<-s.event
+		r.eventuallyCandidate(next)
+		s.Commit(next, 0)
 	}
 	cancel()
 	<-done
@@ -266,9 +268,9 @@ func TestFoldersBeyondTheLimitArePolled(t *testing.T) {
 	must(t, err)
 	must(t, queue.Close()) // from now on Add fails as it does beyond the limit
 	w.queue = queue
-	m := &member{f: s.follower(), report: s.placed}
+	f := &follower{subject: s, w: w}
 	for range 3 {
-		subscription{w, m}.cover(s.watched())
+		w.cover(f)
 	}
 	if st := s.Status(); st.Watch != "poll-only" {
 		t.Errorf("watch is %q", st.Watch)
@@ -276,7 +278,7 @@ func TestFoldersBeyondTheLimitArePolled(t *testing.T) {
 	if r.said("a folder raises no file events, certificates in it are polled") != 1 {
 		t.Errorf("not said once: %v", r.logs.All())
 	}
-	subscription{w, m}.drop()
+	w.leave(f, nil)
 	if len(w.folders) != 0 {
 		t.Errorf("folders left: %v", w.folders)
 	}
@@ -289,25 +291,76 @@ func TestIdentitiesInOneFolderAreWokenByTheirOwnFiles(t *testing.T) {
 	for i := range 3 {
 		s, err := Open(Options{Identity: fmt.Sprint(i), Source: Source{Cert: filepath.Join(dir, fmt.Sprintf("%d.pem", i)), Key: filepath.Join(dir, fmt.Sprintf("%d.key", i))}})
 		must(t, err)
-		m := &member{f: s.follower(), report: s.placed}
-		w.leave(m, nil)
-		w.enter(m, trail(s.o.Source.Cert))
+		f := &follower{subject: s, w: w}
+		w.leave(f, nil)
+		w.enter(f, trail(s.o.Source.Cert))
 		stores = append(stores, s)
 	}
 	real, err := filepath.EvalSymlinks(dir)
 	must(t, err)
 	w.wake(filepath.Join(real, "1.pem"))
 	for i, s := range stores {
-		if woken := len(s.event) == 1; woken != (i == 1) {
+		if woken := s.ring.rung(); woken != (i == 1) {
 			t.Errorf("store %d woken: %v", i, woken)
 		}
 	}
 	w.wake(real) // the folder itself went away
 	for i, s := range stores {
-		if len(s.event) != 1 {
+		if !s.ring.rung() {
 			t.Errorf("store %d sleeps on", i)
 		}
 	}
+}
+
+// stuck is a set of files on a share that does not answer.
+type stuck struct {
+	ring bell
+	free chan struct{}
+}
+
+func (s *stuck) bell() *bell                            { return &s.ring }
+func (s *stuck) paths() []string                        { return nil }
+func (s *stuck) look(func(Source) sight) view           { <-s.free; return view{} }
+func (s *stuck) judge(view, time.Duration) (again bool) { return false }
+func (s *stuck) settles(bool)                           {}
+func (s *stuck) tick(time.Time) (next time.Time)        { return next }
+func (s *stuck) placed(string, []string)                {}
+func (s *stuck) first() [sha256.Size]byte               { return [sha256.Size]byte{} }
+
+func TestFilesThatHangDelayNobodyElse(t *testing.T) {
+	virtual(t, func(t *testing.T, r *rig) {
+		first := r.put(certtest.Leaf{})
+		r.open()
+		r.watcher = NewWatcher(WatcherOptions{PollOnly: true})
+		r.watcher.Add(r.store)
+		free := make(chan struct{})
+		for range 5 * turnsAtOnce {
+			r.watcher.add(&stuck{free: free})
+		}
+		stop := r.runWatcher()
+		time.Sleep(turnWait + time.Second)
+		r.store.Commit(first, 0)
+		for range 3 {
+			next := r.put(certtest.Leaf{})
+			time.Sleep(settled)
+			r.wantCandidate(next)
+			r.store.Commit(next, 0)
+		}
+		r.watcher.Remove(r.store)
+		close(free)
+		stop()
+	})
+}
+
+// counted counts how often its files are read in full.
+type counted struct {
+	subject
+	readings int
+}
+
+func (c *counted) look(read func(Source) sight) view {
+	c.readings++
+	return c.subject.look(read)
 }
 
 func TestEventStormCausesFewReadings(t *testing.T) {
@@ -317,25 +370,17 @@ func TestEventStormCausesFewReadings(t *testing.T) {
 	p := r.issue(certtest.Leaf{})
 	must(t, p.Write(r.src.Cert, r.src.Key))
 	r.open()
-	readings := 0
-	f := r.store.follower()
-	look := f.look
-	f.look = func(read func(Source) sight) view { readings++; return look(read) }
-	f.every, f.rest = time.Hour, restEvery
-	w := NewWatcher(WatcherOptions{})
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() {
-		f.run(ctx, subscription{w, &member{f: f, report: r.store.placed}})
-		close(done)
-	}()
+	files := &counted{subject: r.store}
+	w := NewWatcher(WatcherOptions{Poll: time.Hour})
+	w.add(files)
+	r.watcher = w
+	stop := r.runWatcher()
 	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		wake(f.event)
+		files.bell().touch()
 	}
-	cancel()
-	<-done
-	if readings > 5 {
-		t.Errorf("%d readings in 3 s of events", readings)
+	stop()
+	if files.readings > 5 {
+		t.Errorf("%d readings in 3 s of events", files.readings)
 	}
 	select {
 	case <-r.store.Changed():

@@ -26,6 +26,7 @@ var cutNames = [...]string{"", "dialing", "collecting acknowledgements", "connec
 // acknowledgements, then CONNECT.
 type cutover struct {
 	phase  cutPhase
+	home   bool // not a trial: the way back to port 8883, with the credential in use
 	cred   *certstore.Credential
 	cancel context.CancelFunc
 	result chan trialResult // of the dialing goroutine, which sends exactly once
@@ -91,7 +92,8 @@ func (s *Session) setPhase(p cutPhase) {
 	s.board.set(func(st *Status) { st.Trial = cutNames[p] })
 }
 
-// stepCut begins a cut-over when a candidate is due, and moves it on.
+// stepCut begins a cut-over when a candidate is due, or the way back to port 8883,
+// and moves it on.
 func (s *Session) stepCut(ctx context.Context) {
 	now := time.Now()
 	switch s.cut.phase {
@@ -127,6 +129,7 @@ func (s *Session) beginCut(ctx context.Context, now time.Time) {
 	}
 	cand := s.creds.Candidate()
 	if cand == nil || same(cand, s.live.c.cred) {
+		s.beginReturn(ctx, now)
 		return
 	}
 	if !same(cand, s.cut.cred) {
@@ -136,15 +139,35 @@ func (s *Session) beginCut(ctx context.Context, now time.Time) {
 		s.alarm.at(s.cut.notBefore)
 		return
 	}
+	s.beginDial(ctx, cand, s.dial.dial)
+}
+
+// beginReturn looks, now and then, whether port 8883 is open again. What is found
+// then replaces the connection over WebSocket as a candidate's would.
+func (s *Session) beginReturn(ctx context.Context, now time.Time) {
+	due, wanted := s.dial.ways.back()
+	switch {
+	case !wanted, s.live.c.over != OverWebSocket:
+	case now.Before(due):
+		s.alarm.at(due)
+	default:
+		s.cut.home = true
+		s.beginDial(ctx, s.live.c.cred, s.dial.home)
+	}
+}
+
+type dialFunc func(context.Context, *certstore.Credential) (*transport, *Fault)
+
+func (s *Session) beginDial(ctx context.Context, cred *certstore.Credential, dial dialFunc) {
 	ctx, cancel := context.WithCancel(ctx)
 	result := make(chan trialResult, 1)
-	s.cut.cred, s.cut.cancel, s.cut.result = cand, cancel, result
+	s.cut.cred, s.cut.cancel, s.cut.result = cred, cancel, result
 	s.setPhase(cutDialing)
-	s.wg.Go(func() { result <- s.trial(ctx, cand) })
+	s.wg.Go(func() { result <- s.trial(ctx, cred, dial) })
 }
 
 // trial waits for a place among all trials and finishes TLS with the candidate.
-func (s *Session) trial(ctx context.Context, cand *certstore.Credential) trialResult {
+func (s *Session) trial(ctx context.Context, cand *certstore.Credential, dial dialFunc) trialResult {
 	place, err := s.pacer.trial(ctx)
 	if err == nil {
 		err = s.pacer.connect(ctx)
@@ -152,7 +175,7 @@ func (s *Session) trial(ctx context.Context, cand *certstore.Credential) trialRe
 	if err != nil {
 		return trialResult{place: place, fault: classify(err, StepName, false)}
 	}
-	tr, fault := s.dial.dial(ctx, cand)
+	tr, fault := dial(ctx, cand)
 	return trialResult{tr: tr, fault: fault, place: place}
 }
 
@@ -177,8 +200,12 @@ func (s *Session) answered(code byte) {
 		return
 	}
 	old, next := s.live.c, s.cut.next
-	s.cut.rotating = s.measure(old, next)
-	s.cut.next = nil
+	if s.cut.home {
+		s.dial.ways.works(OverTLS, false, &s.cfg.Timing)
+	} else {
+		s.cut.rotating = s.measure(old, next)
+	}
+	s.cut.next, s.cut.home = nil, false
 	s.setPhase(cutNone)
 	s.take(next)
 	// The hub has ended it already, or is about to.
@@ -221,6 +248,12 @@ func (s *Session) rotated() time.Duration {
 // hub had seen the candidate, the old connection is the control: the next answer on
 // it is the verdict.
 func (s *Session) cutFailed(f *Fault) {
+	if s.cut.home {
+		// No verdict hangs on it, and nobody has to know.
+		s.dial.ways.later(&s.cfg.Timing)
+		s.dropCut()
+		return
+	}
 	reached := s.cut.phase == cutConnecting || f.presented
 	s.endCut(f)
 	if !reached {
@@ -233,18 +266,9 @@ func (s *Session) cutFailed(f *Fault) {
 	s.live.c.ping()
 }
 
-// endCut drops what a failed cut-over holds.
+// endCut notes a failed trial and drops what it holds.
 func (s *Session) endCut(f *Fault) {
-	if s.cut.tr != nil {
-		_ = s.cut.tr.raw.Close()
-		s.cut.tr = nil
-	}
-	if s.cut.next != nil {
-		s.cut.next.kill(errEnded)
-		s.cut.next = nil
-	}
-	s.setPhase(cutNone)
-	s.cut.release()
+	s.dropCut()
 	s.board.set(func(st *Status) { st.TrialFault = f })
 	s.board.count(string(f.Kind))
 }
@@ -257,6 +281,12 @@ func (s *Session) abandonCut() {
 		r := <-s.cut.result
 		s.cut.result, s.cut.place, s.cut.tr = nil, r.place, r.tr
 	}
+	s.dropCut()
+	s.cut.rotating = nil
+}
+
+// dropCut lets go of what a cut-over holds.
+func (s *Session) dropCut() {
 	if s.cut.tr != nil {
 		_ = s.cut.tr.raw.Close()
 		s.cut.tr = nil
@@ -265,9 +295,9 @@ func (s *Session) abandonCut() {
 		s.cut.next.kill(errEnded)
 		s.cut.next = nil
 	}
+	s.cut.home = false
 	s.setPhase(cutNone)
 	s.cut.release()
-	s.cut.rotating = nil
 }
 
 // awaitSuccessor waits for the answer to the new CONNECT when the old connection
@@ -281,7 +311,12 @@ func (s *Session) awaitSuccessor(ctx context.Context) (end ending, over bool) {
 		return ending{}, false
 	}
 	fault := classify(err, StepConnect, next.presented)
-	s.endCut(fault)
+	if s.cut.home {
+		s.dial.ways.later(&s.cfg.Timing)
+		s.dropCut()
+	} else {
+		s.endCut(fault)
+	}
 	s.lose()
 	return ending{cred: cred, fault: fault}, true
 }

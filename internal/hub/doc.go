@@ -40,7 +40,8 @@
 //
 // dialer.walk goes one way: name, TCP, proxy, TLS, upgrade to WebSocket. The name is
 // resolved at each dial, by the proxy when there is one. With [Auto], ways remembers
-// that port 8883 was blocked, so that 443 goes first. On port 443 a hub that speaks
+// that port 8883 was blocked, so that 443 goes first; beginReturn looks rarely whether
+// it still is, and goes back by the cut-over of a renewed certificate. On port 443 a hub that speaks
 // TLS 1.2 may ask for the certificate by renegotiation, which is allowed once there and
 // nowhere else; Go has no server that does it, so the stand-in hub cannot.
 // [Probe] and [Reach] go the same ways for commands that ask.

@@ -415,6 +415,7 @@ func TestWebSocketFaultsAreNamed(t *testing.T) {
 }
 
 func TestReachInterruptsNobody(t *testing.T) {
+	t.Parallel()
 	for _, ws := range []bool{false, true} {
 		r := newRig(t, false, hubtest.Options{WebSocket: "127.0.0.1:0"})
 		if ws {
@@ -439,6 +440,7 @@ func TestReachInterruptsNobody(t *testing.T) {
 
 // TestRotationWorksOverWebSocket is the same cut-over over the other transport.
 func TestRotationWorksOverWebSocket(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, false, hubtest.Options{WebSocket: "127.0.0.1:0"})
 	overWebSocket(r)
 	r.start()

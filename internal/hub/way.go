@@ -103,6 +103,11 @@ func (d *dialer) dial(ctx context.Context, cred *certstore.Credential) (*transpo
 	return nil, &both
 }
 
+// home connects to port 8883 only, while a connection over WebSocket works.
+func (d *dialer) home(ctx context.Context, cred *certstore.Credential) (*transport, *Fault) {
+	return d.over(ctx, cred, OverTLS, d.cfg.Timing.Dial/2)
+}
+
 // over goes one way within limit.
 func (d *dialer) over(ctx context.Context, cred *certstore.Credential, t Transport, limit time.Duration) (*transport, *Fault) {
 	ctx, cancel := context.WithTimeout(ctx, limit)

@@ -4,6 +4,8 @@
 GO          ?= go
 STATICCHECK  = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK  = golang.org/x/vuln/cmd/govulncheck@v1.9.0
+NFPM         = github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
+CYCLONEDX    = github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
 
 FUZZTIME ?= 20s
 BENCH    ?= .
@@ -13,13 +15,15 @@ TARGETS   = linux-amd64 linux-arm64 linux-armv7
 VERSION  ?= $(shell git describe --tags --match 'v*' --dirty 2>/dev/null || echo devel)
 COMMIT   ?= $(shell git rev-parse HEAD 2>/dev/null)
 BUILT    ?= $(shell git log -1 --format=%cI 2>/dev/null)
+# The time in the packages; that of the commit, so that everybody gets the same ones.
+EPOCH    ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 LDFLAGS   = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.built=$(BUILT)
 
 # The race detector needs cgo, a C compiler and a 64-bit machine.
 RACE     := $(shell [ "$$($(GO) env CGO_ENABLED)" = 1 ] && command -v "$$($(GO) env CC)" >/dev/null && $(GO) env GOARCH | grep -qE '^(amd64|arm64)$$' && echo -race)
 
 .DEFAULT_GOAL := help
-.PHONY: help check test fmt vet lint vuln unit node demo bench fuzz build clean $(TARGETS)
+.PHONY: help check test fmt vet lint vuln unit node demo bench fuzz build packages sbom clean $(TARGETS)
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -68,6 +72,13 @@ linux-armv7: export GOARCH = arm
 linux-armv7: export GOARM = 7
 $(TARGETS):
 	GOOS=linux CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o dist/gatewayd-$@ ./cmd/gatewayd
+
+packages: build ## .deb and .rpm for amd64, arm64 and armhf in dist/
+	deploy/packages/build '$(VERSION)' '$(EPOCH)' $(NFPM) $(TARGETS)
+
+sbom: linux-amd64 ## what the program is made of, as CycloneDX, in dist/gatewayd.cdx.json
+	$(GO) run $(CYCLONEDX) bin -json -std -licenses -noserial -version '$(VERSION)' -output dist/gatewayd.cdx.json dist/gatewayd-linux-amd64
+	@sed -i '0,/"timestamp": "[^"]*"/s//"timestamp": "'$$(date -u -d '@$(EPOCH)' +%Y-%m-%dT%H:%M:%SZ)'"/' dist/gatewayd.cdx.json
 
 clean: ## remove what was built
 	rm -rf dist

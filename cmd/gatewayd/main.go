@@ -82,5 +82,6 @@ func newRootCommand() *cobra.Command {
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
 	root.AddCommand(commands()...)
+	root.AddCommand(buildOnly()...)
 	return root
 }

@@ -23,7 +23,7 @@ LDFLAGS   = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.bu
 RACE     := $(shell [ "$$($(GO) env CGO_ENABLED)" = 1 ] && command -v "$$($(GO) env CC)" >/dev/null && $(GO) env GOARCH | grep -qE '^(amd64|arm64)$$' && echo -race)
 
 .DEFAULT_GOAL := help
-.PHONY: help check test fmt vet lint vuln unit node demo bench fuzz build packages sbom clean $(TARGETS)
+.PHONY: help check test fmt vet lint vuln unit node demo bench fuzz build packages sbom shipped stamp clean $(TARGETS)
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -40,6 +40,7 @@ fmt: ## gofmt finds nothing to do
 vet: ## go vet, for all systems that are built for
 	$(GO) vet ./...
 	GOOS=linux GOARCH=arm GOARM=7 CGO_ENABLED=0 $(GO) vet ./...
+	$(GO) vet -tags pages ./cmd/gatewayd
 
 lint: ## staticcheck
 	$(GO) run $(STATICCHECK) ./...
@@ -79,6 +80,12 @@ packages: build ## .deb and .rpm for amd64, arm64 and armhf in dist/
 sbom: linux-amd64 ## what the program is made of, as CycloneDX, in dist/gatewayd.cdx.json
 	$(GO) run $(CYCLONEDX) bin -json -std -licenses -noserial -version '$(VERSION)' -output dist/gatewayd.cdx.json dist/gatewayd-linux-amd64
 	@sed -i '0,/"timestamp": "[^"]*"/s//"timestamp": "'$$(date -u -d '@$(EPOCH)' +%Y-%m-%dT%H:%M:%SZ)'"/' dist/gatewayd.cdx.json
+
+shipped: packages sbom ## packages are reproducible, and install, upgrade, downgrade and remove well; needs root or sudo
+	@.ci/packages
+
+stamp: # what is stamped into the program, for the shell
+	@printf "VERSION='%s' COMMIT='%s' BUILT='%s' EPOCH='%s'\n" '$(VERSION)' '$(COMMIT)' '$(BUILT)' '$(EPOCH)'
 
 clean: ## remove what was built
 	rm -rf dist

@@ -1,6 +1,6 @@
 // Command bench compares the queue of gatewayd with embedded stores behind the same group commit, in the same run on the same disk.
 //
-//	go run . [-dir FOLDER] [-rounds 3] [-short] [-engines journal,pebble,bbolt] [-rows waiting,pipelined,...]
+//	go run . [-dir FOLDER] [-rounds 3] [-short] [-payload random|json|repeat] [-engines journal,pebble,bbolt] [-rows waiting,pipelined,...]
 //
 // Every cell runs in a process of its own on an empty folder; printed are medians of the rounds. Each store has a program of its own (build tags
 // only_journal, only_pebble, only_bbolt), so that memory figures do not carry the others' code.
@@ -25,13 +25,14 @@ func main() {
 	rowNames := flag.String("rows", "", "which rows; empty = all")
 	cell := flag.String("cell", "", "run one cell and print its figures (used by the command itself)")
 	stat := flag.String("stat", "", "block device statistics (used by the command itself)")
+	payload := flag.String("payload", "random", "what the messages hold: random, json or repeat")
 	profile := flag.String("profile", "", "with -cell: prefix of the files for a CPU, heap and block profile")
 	flag.Parse()
 	if *cell != "" && *profile != "" {
 		defer profiled(*profile)()
 	}
 	if *cell != "" {
-		runCell(*cell, *dir, *stat, *short)
+		runCell(*cell, *dir, *stat, *payload, *short)
 		return
 	}
 	check(os.MkdirAll(*dir, 0o700))
@@ -54,7 +55,7 @@ func main() {
 		results := map[string][]figures{}
 		for range *rounds {
 			for _, e := range strings.Split(*names, ",") {
-				f, err := spawn(programs[e], r.name+"/"+e, dev, *short)
+				f, err := spawn(programs[e], r.name+"/"+e, dev, *payload, *short)
 				if err != nil {
 					fmt.Fprintf(os.Stderr, "%s/%s: %v\n", r.name, e, err)
 					continue
@@ -81,7 +82,7 @@ func main() {
 
 type figures map[string]float64
 
-func spawn(program, cell string, dev *device, short bool) (figures, error) {
+func spawn(program, cell string, dev *device, payload string, short bool) (figures, error) {
 	dir := filepath.Join(dev.dir, strings.ReplaceAll(cell, "/", "-"))
 	check(os.RemoveAll(dir))
 	check(os.MkdirAll(dir, 0o700))
@@ -92,7 +93,7 @@ func spawn(program, cell string, dev *device, short bool) (figures, error) {
 			break
 		}
 		exec.Command("sync", "-f", dev.dir).Run()
-		c := exec.Command(program, "-cell", cell+phase, "-dir", dir, "-stat", dev.stat, fmt.Sprintf("-short=%v", short))
+		c := exec.Command(program, "-cell", cell+phase, "-dir", dir, "-stat", dev.stat, "-payload", payload, fmt.Sprintf("-short=%v", short))
 		c.Stderr = os.Stderr
 		out, err := c.Output()
 		if err != nil {

@@ -2,12 +2,13 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -93,10 +94,31 @@ func held(dir string) float64 {
 	return float64(n) / (1 << 20)
 }
 
-func percentile(d []time.Duration, p float64) float64 {
-	if len(d) == 0 {
-		return 0
+// latencies counts in steps of 2 %, so that a fast store does not pay in memory for being measured.
+type latencies struct{ steps []atomic.Uint32 }
+
+const (
+	latencyFloor = float64(10 * time.Microsecond)
+	latencyStep  = 1.02
+)
+
+func newLatencies() *latencies { return &latencies{make([]atomic.Uint32, 800)} }
+
+func (l *latencies) add(d time.Duration) {
+	i := int(math.Log(max(float64(d)/latencyFloor, 1)) / math.Log(latencyStep))
+	l.steps[min(i, len(l.steps)-1)].Add(1)
+}
+
+// percentile is in milliseconds.
+func (l *latencies) percentile(p float64) float64 {
+	var total, below float64
+	for i := range l.steps {
+		total += float64(l.steps[i].Load())
 	}
-	slices.Sort(d)
-	return float64(d[int(float64(len(d)-1)*p)].Microseconds()) / 1000
+	for i := range l.steps {
+		if below += float64(l.steps[i].Load()); below > 0 && below >= total*p {
+			return latencyFloor * math.Pow(latencyStep, float64(i)+0.5) / 1e6
+		}
+	}
+	return 0
 }

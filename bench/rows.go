@@ -12,8 +12,6 @@ import (
 	"time"
 )
 
-const payloadBytes = 256
-
 type row struct {
 	name, about string
 	units       []string
@@ -36,18 +34,19 @@ var rows = []row{
 }
 
 type cellEnv struct {
-	open_  func(string, int) engine
-	dir    string
-	stat   string
-	second bool
-	scale  int
+	open_    func(string, int) engine
+	payloads [][]byte
+	dir      string
+	stat     string
+	second   bool
+	scale    int
 }
 
-func runCell(cell, dir, stat string, short bool) {
+func runCell(cell, dir, stat, payload string, short bool) {
 	cell, second := strings.CutSuffix(cell, "+")
 	name, eng, _ := strings.Cut(cell, "/")
 	debug.SetGCPercent(50) // as gatewayd runs, for every store alike
-	c := &cellEnv{open_: engines[eng], dir: dir, stat: stat, second: second, scale: 10}
+	c := &cellEnv{open_: engines[eng], payloads: payloads(payload), dir: dir, stat: stat, second: second, scale: 10}
 	if short {
 		c.scale = 1
 	}
@@ -67,7 +66,7 @@ func (c *cellEnv) flushed() int64 {
 func (c *cellEnv) recycled() figures {
 	e := c.open_(c.dir, 1)
 	for range 20 {
-		fillInto(e, 1, 20_000)
+		c.fillInto(e, 1, 20_000)
 		for {
 			seq, _, ok := e.next(0)
 			if !ok {
@@ -99,23 +98,17 @@ func (c *cellEnv) produceOn(e engine, queues, producers, window int, consume boo
 	begin = time.Now()
 	length := time.Duration(c.scale) * 500 * time.Millisecond
 	var n atomic.Int64
-	lat := make([][]time.Duration, producers)
+	lat := newLatencies()
 	var pg sync.WaitGroup
 	for p := range producers {
 		pg.Go(func() {
-			payload := make([]byte, payloadBytes)
-			for i := range payload {
-				payload[i] = byte(i*7 + p)
-			}
 			slots := make(chan struct{}, window)
 			for i := 0; time.Since(begin) < length; i++ {
 				q := (p + i*producers) % queues
 				slots <- struct{}{}
 				t := time.Now()
-				e.append(q, payload, func() {
-					if len(lat[p]) < 1<<16 {
-						lat[p] = append(lat[p], time.Since(t))
-					}
+				e.append(q, c.payloads[(p+i*producers)%payloadKinds], func() {
+					lat.add(time.Since(t))
 					n.Add(1)
 					if consume && q >= stalled && !armed[q].Swap(true) {
 						ready <- q
@@ -141,12 +134,8 @@ func (c *cellEnv) produceOn(e engine, queues, producers, window int, consume boo
 	disk := held(c.dir)
 	e.close()
 	dev := c.flushed() - dev0
-	var all []time.Duration
-	for _, l := range lat {
-		all = append(all, l...)
-	}
 	total := float64(n.Load())
-	return figures{"appends/s": total / d.Seconds(), "p50 ms": percentile(all, 0.5), "p99 ms": percentile(all, 0.99), "cpu µs": float64(used.Microseconds()) / total, "device B/B": float64(dev) / (total * payloadBytes), "rss MB": mem, "disk MB": disk}
+	return figures{"appends/s": total / d.Seconds(), "p50 ms": lat.percentile(0.5), "p99 ms": lat.percentile(0.99), "cpu µs": float64(used.Microseconds()) / total, "device B/B": float64(dev) / (total * payloadBytes), "rss MB": mem, "disk MB": disk}
 }
 
 // consumer reads what is ready and acknowledges it at once.
@@ -171,36 +160,31 @@ func consumer(e engine, ready chan int, armed []atomic.Bool, consumed *atomic.In
 
 func (c *cellEnv) slow() figures {
 	e := c.open_(c.dir, 1)
-	payload := make([]byte, payloadBytes)
 	n := 30 * c.scale
 	dev0 := c.flushed()
 	begin := time.Now()
-	var lat []time.Duration
-	for range n {
+	lat := newLatencies()
+	for i := range n {
 		done := make(chan struct{})
 		t := time.Now()
-		e.append(0, payload, func() { close(done) })
+		e.append(0, c.payloads[i%payloadKinds], func() { close(done) })
 		<-done
-		lat = append(lat, time.Since(t))
+		lat.add(time.Since(t))
 		time.Sleep(10 * time.Millisecond)
 	}
 	d := time.Since(begin)
 	dev := written(c.stat) - dev0
 	mem := rss("VmRSS")
 	e.close()
-	return figures{"appends/s": float64(n) / d.Seconds(), "p99 ms": percentile(lat, 0.99), "device KiB/append": float64(dev) / float64(n) / 1024, "rss MB": mem}
+	return figures{"appends/s": float64(n) / d.Seconds(), "p99 ms": lat.percentile(0.99), "device KiB/append": float64(dev) / float64(n) / 1024, "rss MB": mem}
 }
 
-func fillInto(e engine, queues, n int) {
-	payload := make([]byte, payloadBytes)
-	for i := range payload {
-		payload[i] = byte(i * 13)
-	}
+func (c *cellEnv) fillInto(e engine, queues, n int) {
 	slots := make(chan struct{}, 1000)
 	done := func() { <-slots }
 	for i := range n {
 		slots <- struct{}{}
-		e.append(i%queues, payload, done)
+		e.append(i%queues, c.payloads[i%payloadKinds], done)
 	}
 	for range cap(slots) {
 		slots <- struct{}{}
@@ -212,7 +196,7 @@ func (c *cellEnv) fill() figures {
 	n := 50_000 * c.scale
 	dev0 := c.flushed()
 	begin, cpu0 := time.Now(), cpu()
-	fillInto(e, 2000, n)
+	c.fillInto(e, 2000, n)
 	d, used := time.Since(begin), cpu()-cpu0
 	mem := rss("VmRSS")
 	e.close()
@@ -223,7 +207,7 @@ func (c *cellEnv) fill() figures {
 func (c *cellEnv) drain(byQueue bool) figures {
 	e := c.open_(c.dir, 2000)
 	n := 50_000 * c.scale
-	fillInto(e, 2000, n)
+	c.fillInto(e, 2000, n)
 	begin, cpu0 := time.Now(), cpu()
 	got := 0
 	for more := true; more; {
@@ -255,7 +239,7 @@ func (c *cellEnv) drain(byQueue bool) figures {
 func (c *cellEnv) open(queues int) figures {
 	if !c.second {
 		e := c.open_(c.dir, queues)
-		fillInto(e, queues, 100_000*c.scale)
+		c.fillInto(e, queues, 100_000*c.scale)
 		e.close()
 		return figures{}
 	}

@@ -170,10 +170,10 @@ func (c *frameCache) buffer(n int) []byte {
 	return make([]byte, n, cacheSmallest<<cl)
 }
 
-// recycle keeps at most as much as an eighth of the budget for each size.
+// recycle keeps at most a sixteenth of the budget, or one, of each size.
 func (c *frameCache) recycle(b []byte) {
 	cl := cacheClass(cap(b))
-	if cl < cacheClasses && cap(b) == cacheSmallest<<cl && len(c.pool[cl])*cap(b) < c.budget/16 {
+	if cl < cacheClasses && cap(b) == cacheSmallest<<cl && (len(c.pool[cl])+1)*cap(b) <= max(c.budget/16, cap(b)) {
 		c.pool[cl] = append(c.pool[cl], b)
 	}
 }

@@ -36,6 +36,7 @@ type file interface {
 	allocate(size int64) error // reserves space and sets the size
 	truncate(size int64) error
 	size() (int64, error)
+	written() int64 // up to here every block has been written once, as far as the file system tells
 	Close() error
 }
 
@@ -134,6 +135,15 @@ func (f *osFile) allocate(size int64) error {
 		}
 		return &os.PathError{Op: "fallocate", Path: f.Name(), Err: err}
 	}
+}
+
+// written looks for the first block that was reserved and never written: file systems show it as a hole.
+func (f *osFile) written() int64 {
+	n, err := unix.Seek(int(f.Fd()), 0, unix.SEEK_HOLE)
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 func (f *osFile) truncate(size int64) error { return f.File.Truncate(size) }

@@ -29,6 +29,9 @@ const (
 	footerRunLen    = 48
 )
 
+// frameMagicBytes is frameMagic as it stands in a file; only ever read.
+var frameMagicBytes = []byte("GWFM")
+
 // segMagic opens every segment; the line ending shows damage by text conversion.
 const segMagic = "GWJRNL\r\n"
 
@@ -184,12 +187,15 @@ func endItem(b []byte, start int, salt uint32) {
 	binary.LittleEndian.PutUint32(b[start:], checksum(salt, b[start+4:]))
 }
 
+// itemLen is the length of the item whose header begins b.
+func itemLen(b []byte) int { return itemHeaderLen + (int(b[5]) | int(b[6])<<8 | int(b[7])<<16) }
+
 // parseItem checks and returns the item at the start of b. short says that b ends before the item does, which is no verdict about the item.
 func parseItem(b []byte, salt uint32) (kind byte, body []byte, ok, short bool) {
 	if len(b) < itemHeaderLen {
 		return 0, nil, false, true
 	}
-	n := itemHeaderLen + (int(b[5]) | int(b[6])<<8 | int(b[7])<<16)
+	n := itemLen(b)
 	if n > len(b) {
 		return 0, nil, false, true
 	}

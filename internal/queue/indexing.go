@@ -156,7 +156,7 @@ func (j *Journal) writeIndex(g *segment) {
 		return // the records stay known in memory; the trouble shows where appends meet it
 	}
 	_, err = f.WriteAt(b, place)
-	if err == nil && place+int64(len(b)) < g.slot.size/4*3 {
+	if err == nil && place+int64(len(b)) < g.slot.size/2 { // else it is used again as it is
 		size := align(place+int64(len(b)), blockBytes)
 		if f.truncate(size) == nil {
 			j.mu.Lock()

@@ -14,7 +14,7 @@ const (
 	defaultSegment = 16 << 20
 	minSegment     = 64 << 10
 	defaultPending = 16 << 20
-	cacheBudget    = 2 << 20
+	cacheBudget    = 1 << 20
 	flushInterval  = time.Second // how long acknowledgements may wait for the disk
 	tickInterval   = 5 * time.Second
 )
@@ -41,6 +41,8 @@ type Journal struct {
 	nextQID    uint32
 	segments   []*segment        // ascending id
 	free       []*slot           // preallocated and safe to overwrite
+	leastFree  int               // fewest of them since trimmed
+	trimmed    time.Time         //
 	reserve    *slot             // kept for acknowledgements when the disk is full
 	emptied    []*segment        // hold nothing; to be noted on disk
 	retired    []*segment        // noted; their slots are used again once no read holds them
@@ -67,6 +69,7 @@ type Journal struct {
 	liveBytes  atomic.Int64 // size of all that waits or is kept aside, with overhead
 	shared     atomic.Int32 // whether frames read for a lone record serve others too
 	lone       atomic.Uint32
+	lastList   atomic.Pointer[recList]
 	spaceFreed atomic.Bool // the writer, in trouble, tries again at once
 }
 

@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -25,6 +26,7 @@ func (j *Journal) keep(ctx context.Context) {
 			j.expire(ctx)
 			j.index()
 			j.recycle()
+			j.trim()
 			j.prepare()
 			j.compact(ctx)
 		}
@@ -42,10 +44,13 @@ func (j *Journal) index() {
 	}
 }
 
-// spareSlots is how many full-sized files are kept for the next segments.
-const spareSlots = 2
+const (
+	spareSlots = 2           // so many full-sized files are kept for the next segments in any case
+	trimAfter  = time.Minute // others are removed when they were not needed for so long
+)
 
-// recycle takes the slots of segments that hold nothing and that no read holds.
+// recycle takes the slots of segments that hold nothing and that no read holds. Files of the common size stay, whatever their number: they have been written
+// once, so that writing them again costs the device half of what a new file would. trim removes those that turn out to be too many.
 func (j *Journal) recycle() {
 	j.mu.Lock()
 	var remove []*slot
@@ -59,7 +64,7 @@ func (j *Journal) recycle() {
 			continue
 		case j.reserve == nil && s.size >= min(reserveBytes, j.o.SegmentBytes) && s.size <= j.o.SegmentBytes:
 			j.reserve = s
-		case s.size == j.o.SegmentBytes && len(j.free) < spareSlots:
+		case s.size == j.o.SegmentBytes:
 			j.free = append(j.free, s)
 		default:
 			remove = append(remove, s)
@@ -69,7 +74,17 @@ func (j *Journal) recycle() {
 	clear(j.retired[len(later):])
 	j.retired = later
 	j.mu.Unlock()
-	for _, s := range remove {
+	j.removeSlots(remove)
+	if changed {
+		j.spaceFreed.Store(true)
+		if j.stopped() != nil {
+			poke(j.wake)
+		}
+	}
+}
+
+func (j *Journal) removeSlots(gone []*slot) {
+	for _, s := range gone {
 		j.files.forget(s)
 		if err := j.fs.remove(s.name); err != nil {
 			j.mu.Lock()
@@ -81,17 +96,29 @@ func (j *Journal) recycle() {
 		j.slotBytes -= s.size
 		j.mu.Unlock()
 	}
-	if changed {
-		j.spaceFreed.Store(true)
-		if j.stopped() != nil {
-			poke(j.wake)
-		}
+}
+
+// trim removes the files that were free all the time since it last did, but for spareSlots of them, those first that were never written.
+func (j *Journal) trim() {
+	j.mu.Lock()
+	if time.Since(j.trimmed) < trimAfter {
+		j.mu.Unlock()
+		return
 	}
+	slices.SortStableFunc(j.free, func(a, b *slot) int { return cmp.Compare(b.warm, a.warm) })
+	n := len(j.free) - min(j.leastFree, max(len(j.free)-spareSlots, 0))
+	gone := slices.Clone(j.free[n:])
+	clear(j.free[n:])
+	j.free = j.free[:n]
+	j.trimmed, j.leastFree = time.Now(), n
+	j.mu.Unlock()
+	j.removeSlots(gone)
 }
 
 // prepare makes the next file before it is needed, so that opening a segment costs the writer no allocation.
 func (j *Journal) prepare() {
 	j.mu.Lock()
+	j.leastFree = min(j.leastFree, len(j.free))
 	need := len(j.free) == 0 && j.reserve != nil && len(j.segments) > 0 && j.stats.Syncs > 0
 	j.mu.Unlock()
 	if !need || j.stopped() != nil {

@@ -8,7 +8,7 @@ import (
 
 const (
 	maxRun     = 1024 // records of one extent: what filling a window decodes at once
-	windowFill = 32   // records looked up ahead of a reader
+	windowFill = 16   // records looked up ahead of a reader
 	maxAhead   = 8192 // acknowledgements over a gap that are kept on disk per lane; more are only sent again after a crash
 )
 
@@ -78,6 +78,9 @@ func (l *lane) after(seq uint64) *extent {
 func (l *lane) push(e *extent, recs []rec) {
 	i := sort.Search(len(recs), func(i int) bool { return e.first+uint64(recs[i].seq) > l.seen })
 	n := min(i+windowFill, len(recs))
+	if free := cap(l.win) - len(l.win); free < n-i { // exactly: most windows never hold more
+		l.win = append(make([]entry, 0, len(l.win)+n-i), l.win...)
+	}
 	for _, r := range recs[i:n] {
 		seq := e.first + uint64(r.seq)
 		_, left := l.ahead[seq]
@@ -153,10 +156,7 @@ func (l *lane) advance() {
 	}
 	l.base += uint64(n)
 	if n == len(l.win) {
-		l.win = l.win[:0]
-		if cap(l.win) > 4*windowFill {
-			l.win = nil
-		}
+		l.win = nil
 		l.water = max(l.water, l.seen)
 	} else if n > 0 {
 		l.win = l.win[n:]

@@ -294,4 +294,6 @@ func (h *memHandle) size() (int64, error) {
 	return int64(len(h.f.data)), nil
 }
 
+func (h *memHandle) written() int64 { return 0 }
+
 func (h *memHandle) Close() error { return nil }

@@ -38,9 +38,9 @@ type Queue struct {
 	forgotten bool             // dropped: nothing about it is written any more
 	oldest    map[uint8]oldest // by class; most queues have none
 	aging     bool             // a message with a bound of its own was appended since start
-	failing   readFailure
+	failing   *readFailure
 	failed    uint64
-	dropping  [len(dropReasons)]time.Time // when drops of a reason were last reported
+	dropping  *[len(dropReasons)]time.Time // when drops of a reason were last reported
 }
 
 // oldest remembers the age of the head so that Stats need not read it again and again.
@@ -271,6 +271,9 @@ func (q *Queue) markDirtyLocked() {
 // reportDrop tells of the first drop of a reason after a quiet minute.
 func (q *Queue) reportDrop(reason int) {
 	q.mu.Lock()
+	if q.dropping == nil {
+		q.dropping = new([len(dropReasons)]time.Time)
+	}
 	last := q.dropping[reason]
 	now := time.Now()
 	q.dropping[reason] = now

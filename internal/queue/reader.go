@@ -13,7 +13,7 @@ import (
 type Reader struct {
 	q    *Queue
 	pos  [MaxPriority + 1]uint64 // number of the next entry of each lane
-	last Message                 // its strings are used again by neighbours that share them
+	last *Message                // its strings are used again by neighbours that share them; nil while there is nothing to read
 }
 
 // Reader starts at the oldest unacknowledged message of the highest priority.
@@ -26,9 +26,13 @@ func (r *Reader) Next() (m Message, ok bool, err error) {
 	for {
 		e, lane, ok, err := r.next()
 		if !ok || err != nil {
+			r.last = nil
 			return Message{}, false, err
 		}
-		s, err := r.q.j.readRecord(e, &r.last)
+		if r.last == nil {
+			r.last = new(Message)
+		}
+		s, err := r.q.j.readRecord(e, r.last)
 		e.seg.unpin()
 		switch {
 		case err == nil && r.q.tooOld(&s, r.last.MaxAge):
@@ -37,7 +41,8 @@ func (r *Reader) Next() (m Message, ok bool, err error) {
 			}
 			continue
 		case err == nil:
-			m = r.last
+			m = *r.last
+			r.last.Payload, r.last.ID = nil, "" // the caller's; only what neighbours share is kept
 			m.Seq = e.seq
 			m.Accepted, m.AcceptedTrusted = r.q.j.accepted(&s.base, s.dt)
 			return m, true, nil
@@ -297,26 +302,6 @@ func (j *Journal) frameAt(s *segment, frame uint32, need, want int) (*cached, er
 	return j.cache.add(k, b), nil
 }
 
-// readList reads the places of the records of one extent. Damage of the index is repaired from the records themselves.
-func (j *Journal) readList(q *Queue, class uint8, e *extent) ([]rec, error) {
-	f, release, err := j.files.get(e.seg.slot)
-	if err != nil {
-		return nil, j.readFailed(err)
-	}
-	b := make([]byte, e.listLen)
-	_, err = f.ReadAt(b, e.seg.footer.Load()+int64(e.list))
-	release()
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, j.readFailed(err)
-	}
-	j.readWorks()
-	if recs, ok := parseList(b, e.seg.salt, int(e.count), nil); ok {
-		return recs, nil
-	}
-	j.report(Event{Kind: EventDamage, File: e.seg.slot.name, Offset: e.seg.footer.Load() + int64(e.list), Reason: "index"})
-	return j.rescan(e.seg, q.id, class, e.first, e.last)
-}
-
 // readFailure remembers since when one record cannot be read.
 type readFailure struct {
 	seq   uint64
@@ -334,8 +319,8 @@ func (q *Queue) givesUp(seq uint64, err error) bool {
 	defer q.mu.Unlock()
 	q.failed++
 	now := time.Now()
-	if q.failing.seq != seq {
-		q.failing = readFailure{seq, now}
+	if q.failing == nil || q.failing.seq != seq {
+		q.failing = &readFailure{seq, now}
 	}
 	if errors.Is(err, fs.ErrPermission) || tooManyOpen(err) || errors.Is(err, syscall.ENOMEM) {
 		return false // says nothing about the record: it may not be opened at the moment

@@ -17,6 +17,7 @@ func (j *Journal) rest() {
 		return
 	}
 	j.cache.trim()
+	j.lastList.Store(nil)
 	if w.idle > restAfter {
 		return // done the first time
 	}

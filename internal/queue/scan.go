@@ -23,6 +23,8 @@ type scanner struct {
 	winOff int64                     //
 	group  []scanned                 // items of the group under way
 	sizes  map[int]uint32            // of the metas of one frame
+	seen   struct{ base, meta int }  // places in that frame that were checked last
+	shared uint32                    // size of that meta
 	spent  int64                     // bytes checked while salvaging
 	off    int64                     //
 	state  struct{ no, want uint64 } // group under way, and the group that comes next
@@ -161,12 +163,13 @@ func (s *scanner) take(h frameHeader, frame []byte) {
 
 // items parses a frame that has passed its checksum.
 func (s *scanner) items(frame []byte, off int64, cut bool) {
-	clear(s.sizes)
-	for p := frameHeaderLen; p < len(frame); {
-		kind, body, ok, _ := parseItem(frame[p:], s.salt)
-		if !ok {
+	s.forget()
+	for p := frameHeaderLen; p+itemHeaderLen <= len(frame); {
+		n := itemLen(frame[p:])
+		if p+n > len(frame) {
 			return
 		}
+		kind, body := frame[p+4], frame[p+itemHeaderLen:p+n] // the frame's checksum covers the item's
 		s.item(frame, off, p, kind, body, cut)
 		p += itemHeaderLen + len(body)
 	}
@@ -186,8 +189,11 @@ func (s *scanner) item(frame []byte, off int64, p int, kind byte, body []byte, c
 		if !ok {
 			return
 		}
-		if _, err := (frameView{b: frame, salt: s.salt}).base(h.base); err != nil {
-			return
+		if h.base != s.seen.base {
+			if _, err := (frameView{b: frame, salt: s.salt}).base(h.base); err != nil {
+				return
+			}
+			s.seen.base = h.base
 		}
 		it.size = size + uint32(len(h.payload))
 		h.payload = nil
@@ -198,7 +204,24 @@ func (s *scanner) item(frame []byte, off int64, p int, kind byte, body []byte, c
 	s.group = append(s.group, it)
 }
 
+// forget begins a frame.
+func (s *scanner) forget() {
+	clear(s.sizes)
+	s.seen.base, s.seen.meta = -1, -1
+}
+
 func (s *scanner) metaSize(frame []byte, off int) (uint32, bool) {
+	if off == s.seen.meta {
+		return s.shared, true
+	}
+	n, ok := s.sizeOf(frame, off)
+	if ok {
+		s.seen.meta, s.shared = off, n
+	}
+	return n, ok
+}
+
+func (s *scanner) sizeOf(frame []byte, off int) (uint32, bool) {
 	if n, ok := s.sizes[off]; ok {
 		return n, true
 	}
@@ -230,13 +253,14 @@ func (s *scanner) resync(off, limit int64) (next int64, later bool, err error) {
 		expected = s.state.no
 	}
 	next = -1
-	for off = align(off, frameAlign); off+frameHeaderLen <= limit; off += frameAlign {
-		b, err := s.at(off, frameHeaderLen)
-		if err != nil {
-			return -1, false, err
+	for ; ; off += frameAlign {
+		off, err = s.magic(align(off, frameAlign), limit)
+		if off < 0 || err != nil {
+			return next, later, err
 		}
-		if len(b) < frameHeaderLen {
-			break
+		b, err := s.at(off, frameHeaderLen)
+		if err != nil || len(b) < frameHeaderLen {
+			return next, later, err
 		}
 		h, ok := parseFrameHeader(b, s.salt)
 		if !ok || off+int64(h.span) > limit {
@@ -258,7 +282,36 @@ func (s *scanner) resync(off, limit int64) (next int64, later bool, err error) {
 			return next, true, nil
 		}
 	}
-	return next, later, nil
+}
+
+// magic finds the next aligned place from off on where a frame header that ends before limit may stand, or -1.
+func (s *scanner) magic(off, limit int64) (int64, error) {
+	for off+frameHeaderLen <= limit {
+		n := int(min(limit-off, scanWindow))
+		if rest := s.winOff + int64(len(s.win)) - off; off >= s.winOff && rest >= frameHeaderLen {
+			n = int(min(rest, limit-off)) // what is at hand first
+		}
+		b, err := s.at(off, n)
+		if err != nil || len(b) < frameHeaderLen {
+			return -1, err
+		}
+		for p := 0; ; {
+			i := bytes.Index(b[p:], frameMagicBytes)
+			if i < 0 {
+				break
+			}
+			if p += i; p%frameAlign == 0 {
+				if off+int64(p)+frameHeaderLen > limit {
+					return -1, nil
+				}
+				return off + int64(p), nil
+			}
+			p++
+		}
+		// The last bytes may be the beginning of a magic; off stays aligned.
+		off += max(int64(len(b))&^(frameAlign-1)-frameAlign, frameAlign)
+	}
+	return -1, nil
 }
 
 // salvage takes what is intact out of a damaged region that begins with a frame.
@@ -269,9 +322,9 @@ func (s *scanner) salvage(off, end int64) error {
 		return err
 	}
 	frame := bytes.Clone(b)
-	clear(s.sizes)
+	s.forget()
 	for p := frameHeaderLen; p+itemHeaderLen <= len(frame); {
-		n := itemHeaderLen + (int(frame[p+5]) | int(frame[p+6])<<8 | int(frame[p+7])<<16)
+		n := itemLen(frame[p:])
 		if k := frame[p+4]; k == 0 || k >= itemKinds || p+n > len(frame) || s.spent > salvageLimit {
 			p++
 			continue

@@ -14,7 +14,7 @@ type slot struct {
 	num  uint32
 	name string // full path
 	size int64  // owned by whoever owns the slot: a segment, or the list of free slots
-	warm int64  // up to here every block has been written once; writer only
+	warm int64  // up to here every block has been written once; owned as size is
 }
 
 const slotSuffix = ".jnl"

@@ -135,17 +135,27 @@ func (j *Journal) allocate(s *slot) error {
 // takeSlot finds a file for the next segment. Acknowledgements may take the reserve, messages may not.
 func (j *Journal) takeSlot(need int64, data bool) (*slot, error) {
 	j.mu.Lock()
+	best := -1 // the one that was written furthest, so that few files serve again and again
 	for i, s := range j.free {
-		if s.size >= need {
-			j.free = slices.Delete(j.free, i, i+1)
-			j.mu.Unlock()
-			return s, nil
+		if s.size >= need && (best < 0 || s.warm > j.free[best].warm) {
+			best = i
 		}
+	}
+	if best >= 0 {
+		s := j.free[best]
+		j.free = slices.Delete(j.free, best, best+1)
+		j.leastFree = min(j.leastFree, len(j.free))
+		j.mu.Unlock()
+		return s, nil
 	}
 	j.mu.Unlock()
 	poke(j.chore)
 	size := max(j.o.SegmentBytes, align(need, blockBytes))
-	s, err := j.createSlot(size, max(align(need, blockBytes), min(reserveBytes, j.o.SegmentBytes)))
+	least := max(align(need, blockBytes), min(reserveBytes, j.o.SegmentBytes))
+	s, err := j.createSlot(size, least)
+	if isFull(err) && j.giveUpFree() {
+		s, err = j.createSlot(size, least)
+	}
 	if err == nil || data {
 		return s, err
 	}
@@ -156,6 +166,16 @@ func (j *Journal) takeSlot(need int64, data bool) (*slot, error) {
 		return r, nil
 	}
 	return nil, err
+}
+
+// giveUpFree removes the free files, none of which is large enough, and says whether there were any.
+func (j *Journal) giveUpFree() bool {
+	j.mu.Lock()
+	gone := j.free
+	j.free, j.leastFree = nil, 0
+	j.mu.Unlock()
+	j.removeSlots(gone)
+	return len(gone) > 0
 }
 
 // roll opens a new segment that begins with a snapshot of all state, synced before anything else goes there. The segment that was in use is sealed.
@@ -172,6 +192,9 @@ func (j *Journal) roll(need int64, data bool) error {
 		j.free = append(j.free, s)
 		j.mu.Unlock()
 		return err
+	}
+	if s.warm == 0 { // new, or of an earlier run
+		s.warm = f.written()
 	}
 	g := &segment{id: j.nextSeg.Add(1), salt: rand.Uint32(), slot: s}
 	h := segHeader{version: formatVersion, id: g.id, salt: g.salt, instance: j.instance, machine: j.machine, created: time.Now().UnixMilli()}
@@ -224,71 +247,6 @@ func (j *Journal) seal() {
 // abandon leaves a segment whose last write or sync failed as of its last good sync.
 func (j *Journal) abandon() { j.seal() }
 
-// snapshot lays out all state: which segments hold messages, which queues there are, where they stand. It returns its length and the segments that
-// need not be kept once it is durable.
-func (j *Journal) snapshot(b *builder) (int, []*segment) {
-	start := len(b.buf)
-	if start == 0 {
-		b.reset(b.salt, 0)
-	}
-	j.mu.Lock()
-	emptied := slices.Clone(j.emptied)
-	segs := slices.Clone(j.segments)
-	queues := make([]*Queue, 0, len(j.queues))
-	for _, q := range j.queues {
-		queues = append(queues, q)
-	}
-	head := binary.AppendUvarint(nil, uint64(j.nextQID))
-	boots := make(map[[16]byte]int64, len(j.boots))
-	for k, v := range j.boots {
-		boots[k] = v
-	}
-	j.mu.Unlock()
-	b.item(itemSnapshot, head)
-	for _, s := range segs {
-		b.item(itemSegment, appendSegment(nil, s))
-	}
-	for id, off := range boots {
-		b.item(itemBoot, appendBoot(nil, id, off))
-	}
-	for _, state := range j.held { // written by Open only
-		b.item(itemHeld, state)
-	}
-	var body []byte
-	for _, q := range queues {
-		q.mu.Lock()
-		stored := q.stored.Load()
-		body = q.stateLocked(body[:0])
-		q.mu.Unlock()
-		q.wnamed = stored
-		if stored {
-			b.item(itemQueue, appendName(nil, q))
-			b.item(itemState, body)
-		}
-	}
-	b.item(itemEnd, nil)
-	return len(b.buf) - start, emptied
-}
-
-func appendSegment(b []byte, s *segment) []byte {
-	b = binary.AppendUvarint(b, s.id)
-	b = binary.AppendUvarint(b, uint64(s.slot.num))
-	b = binary.LittleEndian.AppendUint32(b, s.salt)
-	b = binary.AppendUvarint(b, uint64(s.end.Load()))
-	flags := byte(0)
-	if s.cold {
-		flags |= flagCold
-	}
-	if s.absent {
-		flags |= flagAbsent
-	}
-	return append(b, flags)
-}
-
-func appendBoot(b []byte, id [16]byte, off int64) []byte {
-	return binary.AppendVarint(append(b, id[:]...), off)
-}
-
 // upkeep returns the changes of state that are due beside acknowledgements.
 func (j *Journal) upkeep() []*control {
 	j.mu.Lock()
@@ -325,6 +283,13 @@ func (j *Journal) freed(gone []*segment) {
 	poke(j.chore)
 }
 
+// wantsSlots: the next segment would need a new file although there are some that could be had after a flush.
+func (j *Journal) wantsSlots() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return len(j.emptied) > 0 && len(j.free) == 0 && len(j.retired) == 0
+}
+
 func (j *Journal) stopped() error {
 	j.pend.mu.Lock()
 	defer j.pend.mu.Unlock()
@@ -359,7 +324,7 @@ func (j *Journal) trouble(err error) {
 
 // probe tries whether messages can be stored again.
 func (j *Journal) probe() {
-	if err := j.makeRoom(64<<10, 1); err != nil {
+	if err := j.makeRoom(min(64<<10, j.o.SegmentBytes/4), 1); err != nil {
 		j.trouble(err)
 		return
 	}

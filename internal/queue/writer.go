@@ -93,7 +93,7 @@ func (j *Journal) holdBack(ctx context.Context) {
 func (j *Journal) commit(last bool) {
 	recs, ctl, arena := j.take()
 	var states []*Queue
-	if last || time.Since(j.w.lastFlush) >= flushInterval {
+	if last || time.Since(j.w.lastFlush) >= flushInterval || j.wantsSlots() {
 		states = j.takeDirty()
 		ctl = append(ctl, j.upkeep()...)
 	}

@@ -85,11 +85,11 @@ func sessionConfig(c config.Identity, clock *certstore.Clock, roots func() *x509
 		Transport: hub.Transport(c.Hub.Transport),
 		Proxy:     proxyOf(c.Hub.Proxy),
 		Product:   "gatewayd/" + readBuild().Version,
-		KeepAlive: c.Hub.KeepAlive,
-		Window:    c.Hub.Window,
-		Roots:     roots,
-		Clock:     clock,
-		Timing:    hub.Timing{PoisonDeaths: deaths},
+		KeepAlive: c.Hub.KeepAlive, KeepAliveAuto: c.Hub.KeepAliveAuto,
+		Window: c.Hub.Window,
+		Roots:  roots,
+		Clock:  clock,
+		Timing: hub.Timing{PoisonDeaths: deaths},
 	}
 }
 

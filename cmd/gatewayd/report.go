@@ -55,25 +55,28 @@ type diskReport struct {
 }
 
 type identityReport struct {
-	Name       string            `json:"name"`
-	HubID      string            `json:"hub_id"` // device or device/module
-	Host       string            `json:"host"`
-	Connected  bool              `json:"connected"`
-	State      string            `json:"state"`
-	Since      time.Time         `json:"since"`
-	FirstFault string            `json:"first_fault"` // what is wrong, "" when nothing is
-	Hint       string            `json:"hint"`        // what to do about it
-	Remote     string            `json:"remote"`
-	Transport  string            `json:"transport"` // in use: mqtt or mqtt-ws; "" when not connected
-	NextTry    *time.Time        `json:"next_try,omitempty"`
-	Progress   *time.Time        `json:"last_acknowledged,omitempty"`
-	InFlight   int               `json:"in_flight"`
-	Delivered  uint64            `json:"delivered"`
-	Resent     uint64            `json:"resent"`
-	Connects   map[string]uint64 `json:"connects"`
-	Rotations  uint64            `json:"rotations"`
-	Rotation   *rotationReport   `json:"last_rotation,omitempty"`
-	Trial      string            `json:"trial"`
+	Name       string    `json:"name"`
+	HubID      string    `json:"hub_id"` // device or device/module
+	Host       string    `json:"host"`
+	Connected  bool      `json:"connected"`
+	State      string    `json:"state"`
+	Since      time.Time `json:"since"`
+	FirstFault string    `json:"first_fault"` // what is wrong, "" when nothing is
+	Hint       string    `json:"hint"`        // what to do about it
+	Remote     string    `json:"remote"`
+	Transport  string    `json:"transport"` // in use: mqtt or mqtt-ws; "" when not connected
+	KeepAlive  float64   `json:"keepalive_seconds"`
+	// KeepAliveLimit is at which keep-alive a silent link died; only with keepalive: auto.
+	KeepAliveLimit float64           `json:"keepalive_limit_seconds,omitempty"`
+	NextTry        *time.Time        `json:"next_try,omitempty"`
+	Progress       *time.Time        `json:"last_acknowledged,omitempty"`
+	InFlight       int               `json:"in_flight"`
+	Delivered      uint64            `json:"delivered"`
+	Resent         uint64            `json:"resent"`
+	Connects       map[string]uint64 `json:"connects"`
+	Rotations      uint64            `json:"rotations"`
+	Rotation       *rotationReport   `json:"last_rotation,omitempty"`
+	Trial          string            `json:"trial"`
 
 	Certificate certstore.Status `json:"certificate"`
 	Queue       queueReport      `json:"queue"`
@@ -170,7 +173,8 @@ func (id *identity) report() identityReport {
 	s, q, c := id.session.Status(), id.queue.Stats(), id.store.Status()
 	r := identityReport{
 		Name: id.cfg.Name, HubID: id.cfg.HubID(), Host: id.cfg.HostName, Connected: s.State == hub.StateConnected, State: s.State,
-		Since: s.Since.UTC(), Remote: s.Remote, Transport: string(s.Transport), NextTry: timeOrNil(s.NextTry), Progress: timeOrNil(s.Progress), InFlight: s.InFlight,
+		Since: s.Since.UTC(), Remote: s.Remote, Transport: string(s.Transport),
+		KeepAlive: s.KeepAlive.Seconds(), KeepAliveLimit: s.KeepAliveLimit.Seconds(), NextTry: timeOrNil(s.NextTry), Progress: timeOrNil(s.Progress), InFlight: s.InFlight,
 		Delivered: s.Delivered, Resent: s.Resent, Connects: s.Connects, Rotations: s.Rotations, Trial: s.Trial, Certificate: c,
 		Queue: queueReport{Messages: q.Messages, Bytes: q.Bytes, OldestSeconds: q.OldestAge.Seconds(), Appended: q.Appended,
 			Acked: q.Acked, Aside: q.Aside, Dropped: q.Dropped},

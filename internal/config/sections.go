@@ -103,7 +103,7 @@ func (o *object) noRates() {
 func (o *object) keepAlive(h *Hub) {
 	n := o.take("keepalive")
 	if n != nil && n.Kind == yaml.ScalarNode && n.Value == "auto" {
-		h.KeepAliveAuto = !o.refuse("keepalive", "auto")
+		h.KeepAliveAuto = true
 		return
 	}
 	o.duration("keepalive", &h.KeepAlive, time.Second, maxKeepAlive)

@@ -9,7 +9,6 @@ import "strings"
 func unbuilt(key string) bool {
 	switch key {
 	case "downstream.broker[].local_topics",
-		"hub.keepalive=auto",
 		"routes[].pack.max_bytes":
 		return true
 	}

@@ -20,7 +20,10 @@ type Config struct {
 
 	Product   string        // DeviceClientType, shown in the hub's logs and metrics
 	KeepAlive time.Duration // whole seconds; 0 = 4 min; at most MaxKeepAlive
-	Window    int           // unacknowledged publishes; 0 = 16; at most 30,000
+	// KeepAliveAuto begins at a minute, or KeepAlive if that is less, and finds what the
+	// link bears, from 1 s to MaxKeepAlive.
+	KeepAliveAuto bool
+	Window        int // unacknowledged publishes; 0 = 16; at most 30,000
 
 	Transport Transport // "" = OverTLS
 	Proxy     Proxy

@@ -4,9 +4,11 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"gatewayd/internal/certstore"
@@ -32,7 +34,8 @@ const (
 type settings struct {
 	id           Identity
 	product      string
-	keepAlive    time.Duration
+	keepAlive    time.Duration // told to the hub
+	keep         *keeper       // what is kept, when it changes; nil: keepAlive
 	window       int
 	writeTimeout time.Duration
 	commands     Commands         // nil: only publish
@@ -72,6 +75,7 @@ type conn struct {
 	born     time.Time    // when it was made; the times below count from it
 	lastSent atomic.Int64 // of a write that succeeded
 	lastRecv atomic.Int64 // of a whole packet
+	silence  atomic.Int64 // before the oldest write without an answer, or the latest write
 	firstAck atomic.Int64 // of telemetry; 0: none yet
 	lastAck  atomic.Int64
 	rounds   atomic.Uint64 // answers of the hub to anything sent after CONNECT
@@ -135,7 +139,7 @@ func (c *conn) open() {
 		}
 	}
 	if !c.ended {
-		c.timer = time.AfterFunc(c.pingAfter(), c.watch)
+		c.timer = time.AfterFunc(pingAfter(c.interval()), c.watch)
 	}
 }
 
@@ -222,6 +226,9 @@ func (c *conn) flush() error {
 	if len(data) == 0 {
 		return nil
 	}
+	if sent, recv := c.lastSent.Load(), c.lastRecv.Load(); recv >= sent {
+		c.silence.Store(c.now() - recv)
+	}
 	_ = c.nc.SetWriteDeadline(time.Now().Add(c.set.writeTimeout))
 	if d := time.Duration(c.hurry.Load()); d > 0 { // looked at after the deadline was set, as hurryUp sets both
 		_ = c.nc.SetWriteDeadline(time.Now().Add(d))
@@ -280,16 +287,18 @@ func (c *conn) pingLocked() {
 	c.pingSent = c.now()
 	c.out = packet.AppendPing(c.out, packet.PINGREQ)
 	if c.timer != nil {
-		c.timer.Reset(c.pingWait())
+		c.timer.Reset(pingWait(c.interval()))
 	}
 	poke(c.wake)
 }
 
-// pingAfter and pingWait together stay below 1.5 keep-alives, after which both
-// sides give a silent peer up (MQTT 3.1.1, 3.1.2.10), and below the four minutes
-// after which Azure's load balancers forget an idle connection.
-func (c *conn) pingAfter() time.Duration { return c.set.keepAlive * 3 / 4 }
-func (c *conn) pingWait() time.Duration  { return min(c.set.keepAlive/2, 30*time.Second) }
+// interval is the keep-alive at this moment.
+func (c *conn) interval() time.Duration {
+	if c.set.keep == nil {
+		return c.set.keepAlive
+	}
+	return c.set.keep.interval()
+}
 
 // watch is the keep-alive timer. It needs neither the writer nor the reader to be
 // free: when a ping stays without any answer it closes the connection under them.
@@ -303,7 +312,7 @@ func (c *conn) watch() {
 	if c.pingSent > 0 {
 		if recv >= c.pingSent {
 			c.pingSent = 0
-		} else if left := c.pingSent + int64(c.pingWait()) - now; left > 0 {
+		} else if left := c.pingSent + int64(pingWait(c.interval())) - now; left > 0 {
 			c.timer.Reset(time.Duration(left))
 			return
 		} else {
@@ -311,11 +320,20 @@ func (c *conn) watch() {
 			return
 		}
 	}
-	if due := min(recv, c.lastSent.Load()) + int64(c.pingAfter()); due > now {
+	if due := min(recv, c.lastSent.Load()) + int64(pingAfter(c.interval())); due > now {
 		c.timer.Reset(time.Duration(due - now))
 		return
 	}
 	c.pingLocked()
+}
+
+// diedSilently says whether the connection ended as one that something on the way has
+// forgotten: without an answer to what was written last, or with a reset as the answer.
+func (c *conn) diedSilently(err error) bool {
+	if errors.Is(err, syscall.ECONNRESET) {
+		return c.lastRecv.Load() < c.lastSent.Load()
+	}
+	return errors.Is(err, errHalfOpen) || timedOut(err)
 }
 
 // stalledSince says since when the oldest message in flight is waiting.

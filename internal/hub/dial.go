@@ -133,6 +133,10 @@ func (d *dialer) tcp(ctx context.Context, address string) (net.Conn, error) {
 	}
 	t := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
 		Enable: true, Idle: d.cfg.KeepAlive / 2, Interval: 15 * time.Second, Count: 4}}
+	if d.cfg.KeepAliveAuto {
+		// These probes would keep a link up whose silence is being measured.
+		t.KeepAliveConfig.Enable, t.KeepAlive = false, -1
+	}
 	host, port, _ := net.SplitHostPort(address)
 	last := d.last.Load()
 	if last == nil || last.host != host {

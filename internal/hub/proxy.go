@@ -193,8 +193,9 @@ func classifyProxy(err error, u *proxyURL, target string) *Fault {
 	switch {
 	case errors.As(err, &tlsErr):
 		f = classify(err, StepProxy, false)
+		f.Text = "TLS with it: " + f.Text
 		f.Hint = "is it an https:// proxy, and is its root in hub.trust?"
-	case errors.As(err, &status) && status == http.StatusProxyAuthRequired,
+	case errors.As(err, &status) && (status == http.StatusProxyAuthRequired || status == http.StatusUnauthorized), // 401: tinyproxy
 		said("username/password authentication failed"), said("no acceptable authentication methods"), said("invalid username/password"):
 		f.Kind, f.blocked = ProxyRefused, false
 		f.Text = "wants another user or password"
@@ -233,7 +234,11 @@ func classifyProxy(err error, u *proxyURL, target string) *Fault {
 // towards says that a fault is the proxy's, or on the way to it.
 func (f *Fault) towards(u *proxyURL) *Fault {
 	if u != nil {
-		f.Text = "proxy " + proxyAddress(u) + ": " + f.Text
+		if f.Step == StepProxy {
+			f.Text = proxyAddress(u) + " " + f.Text
+		} else {
+			f.Text = "proxy " + proxyAddress(u) + ": " + f.Text
+		}
 		if f.Step == StepTCP && f.Hint == "" {
 			f.Hint = "is hub.proxy right, and the proxy running?"
 		}

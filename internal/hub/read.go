@@ -138,6 +138,9 @@ func (c *conn) dispatch(f packet.Frame) error {
 		c.mu.Lock()
 		c.pingSent = 0
 		c.mu.Unlock()
+		if c.set.keep != nil {
+			c.set.keep.answered(time.Duration(c.silence.Load()))
+		}
 		c.answered()
 	case packet.SUBACK:
 		return c.suback(f)

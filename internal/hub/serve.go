@@ -347,7 +347,7 @@ func (s *Session) healthy(now time.Time) {
 	s.told, s.woken = "", ""
 	s.board.state(StateConnected)
 	s.board.set(func(st *Status) { st.Fault, st.Attempt = nil, 0 })
-	s.log().Info("connected to the hub", zap.String("remote", l.c.remote), zap.String("fingerprint", l.c.cred.Fingerprint()))
+	s.log().Info("connected to the hub", zap.String("remote", l.c.remote), zap.String("transport", string(l.c.over)), zap.String("fingerprint", l.c.cred.Fingerprint()))
 }
 
 // died describes the live connection after its end.
@@ -356,6 +356,9 @@ func (s *Session) died() ending {
 	err := l.c.err
 	e := ending{cred: l.c.cred, fault: classify(err, StepSession, l.c.presented), accepted: l.accepted,
 		proved: l.proved, byPeer: byPeer(err), acked: l.c.firstAck.Load() != 0}
+	if s.keep != nil && l.c.diedSilently(err) {
+		s.keep.died(time.Duration(l.c.silence.Load()))
+	}
 	if left := l.c.outstanding(); len(left) > 0 {
 		e.oldest, e.inFlight = left[0], len(left)
 	}

@@ -24,6 +24,7 @@ type Session struct {
 
 	events string // topic
 	dial   dialer
+	keep   *keeper // nil: the keep-alive is fixed
 	board  board
 	shown  *conn // what Status looks at; guarded by board.mu
 
@@ -57,6 +58,9 @@ func newSession(cfg Config, q outbox, creds Credentials, pacer *Pacer, log *zap.
 	s := &Session{cfg: cfg.withDefaults(), q: q, creds: creds, pacer: pacer, root: log}
 	s.events = s.cfg.eventsTopic()
 	s.dial.cfg = &s.cfg
+	if s.cfg.KeepAliveAuto {
+		s.keep = &keeper{now: min(s.cfg.KeepAlive, keepAliveStart)}
+	}
 	s.backoff.t = &s.cfg.Timing
 	s.pace = pace{limit: s.cfg.Window, most: s.cfg.Window}
 	s.poison.limit = s.cfg.Timing.PoisonDeaths
@@ -147,8 +151,12 @@ func (s *Session) open(ctx context.Context, cred *certstore.Credential) (*conn, 
 
 // connect sends CONNECT over a finished transport.
 func (s *Session) connect(cred *certstore.Credential, tr *transport) *conn {
+	keepAlive := s.cfg.KeepAlive
+	if s.keep != nil {
+		keepAlive = MaxKeepAlive
+	}
 	c := newConn(settings{
-		id: s.cfg.Identity, product: s.cfg.Product, keepAlive: s.cfg.KeepAlive, window: s.cfg.Window,
+		id: s.cfg.Identity, product: s.cfg.Product, keepAlive: keepAlive, keep: s.keep, window: s.cfg.Window,
 		writeTimeout: s.cfg.Timing.Write, commands: s.cfg.Commands, acked: s.acked,
 		delivered: &s.board.delivered, unknownAcks: &s.board.unknownAcks,
 	}, cred, tr)

@@ -40,13 +40,17 @@ type Status struct {
 	Identity    string
 	State       string // one of the State constants, or a Kind while waiting after a fault
 	Since       time.Time
-	Fingerprint string    // of the credential in use; "" when not connected
-	Remote      string    // with a proxy: the hub's address "through" the proxy's
-	Transport   Transport // of the connection in use; "" when not connected
-	Fault       *Fault    // the first thing that is wrong; nil when nothing is
-	Attempt     int       // attempts without progress
-	NextTry     time.Time // zero when not waiting
-	Progress    time.Time // of the latest acknowledged message; zero: none since the start
+	Fingerprint string        // of the credential in use; "" when not connected
+	Remote      string        // with a proxy: the hub's address "through" the proxy's
+	Transport   Transport     // of the connection in use; "" when not connected
+	KeepAlive   time.Duration // at this moment
+	// KeepAliveLimit is at which keep-alive a silent link died, with KeepAliveAuto; 0:
+	// none is known.
+	KeepAliveLimit time.Duration
+	Fault          *Fault    // the first thing that is wrong; nil when nothing is
+	Attempt        int       // attempts without progress
+	NextTry        time.Time // zero when not waiting
+	Progress       time.Time // of the latest acknowledged message; zero: none since the start
 
 	Trial      string // what the cut-over to a candidate is doing; "" when there is none
 	TrialFault *Fault // why the latest trial failed; nil after a success
@@ -95,6 +99,10 @@ func (s *Session) Status() Status {
 	st := s.board.st
 	st.Connects = maps.Clone(st.Connects)
 	st.Delivered, st.UnknownAcks = s.board.delivered.Load(), s.board.unknownAcks.Load()
+	st.KeepAlive = s.cfg.KeepAlive
+	if s.keep != nil {
+		st.KeepAlive, st.KeepAliveLimit = s.keep.state()
+	}
 	if c := s.shown; c != nil {
 		st.InFlight = c.inFlight()
 		if at := c.lastAck.Load(); at > 0 {

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -15,8 +17,9 @@ import (
 	"gatewayd/internal/config"
 )
 
-// adminServer answers operators: /status, /metrics, /healthz, /readyz. It only
-// reads, and it shows no secret: keys, passphrases and tokens are in no report.
+// adminServer answers operators: the status page, /status, /metrics, /healthz,
+// /readyz. It shows no secret: keys, passphrases and tokens are in no report. Only
+// with admin.token_file can something be changed over it.
 type adminServer struct {
 	listener net.Listener
 	server   *http.Server
@@ -27,6 +30,9 @@ func (g *gateway) openAdmin(now *arrangement) error {
 	a := now.cfg.Admin.Listen
 	if !a.Enabled() {
 		return nil
+	}
+	if err := g.newPage(now); err != nil {
+		return err
 	}
 	l, err := listenAdmin(a)
 	if err != nil {
@@ -61,30 +67,71 @@ func listenAdmin(a config.Address) (net.Listener, error) {
 	return l, err
 }
 
+// adminRoutes is everything at admin.listen. Probes are asked by machines that hold
+// no token, and tell nothing.
 func (g *gateway) adminRoutes() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, g.report()) })
-	mux.Handle("GET /metrics", promhttp.HandlerFor(newRegistry(g), promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 20 * time.Second}))
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		if what := g.stalled(); what != "" {
-			http.Error(w, what, http.StatusServiceUnavailable)
+	g.page.Register(mux)
+	mux.Handle("GET /status", g.guard.Read(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, g.report()) })))
+	mux.Handle("GET /metrics", g.guard.Read(promhttp.HandlerFor(newRegistry(g), promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 20 * time.Second})))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answerProbe(w, "ok", g.stalled()) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { answerProbe(w, "ready", g.notReady()) })
+	for path, h := range map[string]http.HandlerFunc{"": pprof.Index, "profile": pprof.Profile, "trace": pprof.Trace, "symbol": pprof.Symbol, "cmdline": http.NotFound} {
+		mux.Handle("GET /debug/pprof/"+path, g.guard.Token(longer(h)))
+	}
+	return g.guard.Local(machineName(), mux)
+}
+
+// profileLimit bounds one request for a profile, which takes as many seconds as it
+// is asked for: more than this server gives others.
+const profileLimit = 5 * time.Minute
+
+func longer(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		rc, end := http.NewResponseController(w), time.Now().Add(profileLimit)
+		if rc.SetWriteDeadline(end) != nil || rc.SetReadDeadline(end) != nil {
 			return
 		}
-		fmt.Fprintln(w, "ok")
+		// Without a server in the context net/http/pprof does not compare with its limits.
+		h.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), http.ServerContextKey, nil)))
 	})
-	// Ready means that readings are accepted; a hub that cannot be reached is a
-	// status, because storing is this program's work too.
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if t := g.journal.Stats().Trouble; t != "" {
-			http.Error(w, "disk: "+t, http.StatusServiceUnavailable)
-			return
+}
+
+func answerProbe(w http.ResponseWriter, good, wrong string) {
+	if wrong != "" {
+		http.Error(w, wrong, http.StatusServiceUnavailable)
+		return
+	}
+	fmt.Fprintln(w, good)
+}
+
+// notReady says why readings are not accepted, or "": the queue cannot store, or a
+// listener is not open. A hub that cannot be reached is a status, because storing is
+// this program's work too.
+func (g *gateway) notReady() string {
+	if t := g.journal.Stats().Trouble; t != "" {
+		return "disk: " + t
+	}
+	if !g.accepting.Load() {
+		return "starting or stopping"
+	}
+	a := g.now.Load()
+	for _, c := range a.cfg.Downstream.MQTT {
+		if !slices.ContainsFunc(a.mqtt, func(m *mqttListener) bool { return m.cfg.Listen == c.Listen }) {
+			return fmt.Sprintf("mqtt listener %s is not open", c.Listen)
 		}
-		fmt.Fprintln(w, "ready")
-	})
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprintf(w, "gatewayd %s\n%s\n\n/status\n/metrics\n/healthz\n/readyz\n", readBuild().Version, g.statusLine())
-	})
-	return mux
+	}
+	for _, c := range a.cfg.Downstream.HTTP {
+		if !slices.ContainsFunc(a.http, func(h *httpListener) bool { return h.cfg.Listen == c.Listen }) {
+			return fmt.Sprintf("http listener %s is not open", c.Listen)
+		}
+	}
+	for _, c := range a.cfg.Downstream.Socket {
+		if !slices.ContainsFunc(a.sources.sockets, func(s *socketSource) bool { return s.cfg.Listen == c.Listen }) {
+			return fmt.Sprintf("socket %s is not open", c.Listen)
+		}
+	}
+	return ""
 }
 
 func writeJSON(w http.ResponseWriter, code int, v any) {

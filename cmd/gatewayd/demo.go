@@ -101,7 +101,7 @@ func runDemo(ctx context.Context, f demoFlags, out io.Writer) (err error) {
 	}
 	fmt.Fprintf(out, "gatewayd %s demo: %d identities, a stand-in hub, everything in %s\n", readBuild().Version, len(demoIdentities), dir)
 	fmt.Fprintf(out, "publish too:  mosquitto_pub -p %s -q 1 -t sensors/press-7/mine/telemetry -m '{\"hello\":1}'\n", port(d.gateway.now.Load().mqtt[0].Addr()))
-	fmt.Fprintf(out, "look inside:  http://%s/status\n\n", d.gateway.admin.addr())
+	fmt.Fprintf(out, "look inside:  http://%s/\n\n", d.gateway.admin.addr())
 	return d.run(ctx, f, out)
 }
 

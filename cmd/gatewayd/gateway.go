@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"gatewayd/internal/certstore"
 	"gatewayd/internal/cloud"
@@ -17,6 +18,7 @@ import (
 	"gatewayd/internal/downstream"
 	"gatewayd/internal/hub"
 	"gatewayd/internal/queue"
+	"gatewayd/internal/statuspage"
 )
 
 // gateway is everything that runs, wired: one journal, one watcher, one session
@@ -37,6 +39,12 @@ type gateway struct {
 	local   *downstream.Local
 	admin   *adminServer
 	control *adminServer
+
+	events      *statuspage.Recorder
+	guard       *statuspage.Guard
+	page        *statuspage.Page   // nil without admin.listen
+	adminTokens *downstream.Tokens // nil without admin.token_file
+	accepting   atomic.Bool        // the listeners run
 
 	// now is what the configuration in use has become. It is immutable and replaced
 	// by a reload; reloading admits one reload at a time.
@@ -69,7 +77,9 @@ const stopBudget = 30 * time.Second
 // newGateway opens what is on disk and binds the listeners; it starts nothing.
 // After an error nothing is left open.
 func newGateway(cfg *config.Config, log *zap.Logger, level zap.AtomicLevel) (*gateway, error) {
-	g := &gateway{log: log, level: level, started: time.Now(), syncs: newSyncObserver(), notify: notifier{log}, reloading: make(chan struct{}, 1)}
+	events := statuspage.NewRecorder()
+	log = log.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core { return zapcore.NewTee(c, events.Core()) }))
+	g := &gateway{log: log, level: level, events: events, started: time.Now(), syncs: newSyncObserver(), notify: notifier{log}, reloading: make(chan struct{}, 1)}
 	a := &arrangement{cfg: cfg, byName: make(map[string]*identity)}
 	g.now.Store(a)
 	for _, step := range []func(*arrangement) error{g.openState, g.openIdentities, g.openLocal, g.openAdmin, g.openControl} {
@@ -215,6 +225,7 @@ func (g *gateway) Run(ctx context.Context) error {
 	g.keeping.start("memory", trimMemory)
 	if g.admin != nil {
 		g.keeping.start("admin", g.admin.Run)
+		g.keeping.start("status page", g.page.Run)
 	}
 	g.relaying.start("commands", g.cloud.Run)
 	a := g.now.Load()
@@ -228,6 +239,7 @@ func (g *gateway) Run(ctx context.Context) error {
 		h.running = g.listening.start("http listener "+h.Addr().String(), h.Run)
 	}
 	a.sources.start(g.listening)
+	g.accepting.Store(true)
 	g.sayStarted(a)
 	g.notify.ready(g.statusLine())
 	// Reloads change what runs, so they begin last and end first.
@@ -246,6 +258,7 @@ func (g *gateway) Run(ctx context.Context) error {
 	late := time.AfterFunc(stopBudget, func() { g.log.Error("stop takes longer than it should", zap.Duration("wait", stopBudget)) })
 	defer late.Stop()
 	reloads.stop()
+	g.accepting.Store(false)
 	// Sensors first: from here on nothing new is accepted, and what was read is
 	// answered, which needs the journal.
 	g.listening.stop()

@@ -125,6 +125,11 @@ func tryListeners(cfg *config.Config, router *downstream.Router) error {
 			errs = append(errs, fmt.Errorf("downstream.http[%d]: %w", i, err))
 		}
 	}
+	if cfg.Admin.TokenFile != "" {
+		if _, err := downstream.LoadTokens(cfg.Admin.TokenFile); err != nil {
+			errs = append(errs, fmt.Errorf("admin.token_file: %w", err))
+		}
+	}
 	checkSources(cfg.Downstream, gate, func(path, reason string) { errs = append(errs, fmt.Errorf("%s: %s", path, reason)) })
 	return errors.Join(errs...)
 }

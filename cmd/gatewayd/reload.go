@@ -56,6 +56,10 @@ func (g *gateway) reload() (string, error) {
 		g.log.Error("configuration not reloaded, the old one stays", zap.Error(err))
 		return "", err
 	}
+	if err := g.keepAdmin(); err != nil {
+		g.log.Error("configuration not reloaded, the old one stays", zap.Error(err))
+		return "", err
+	}
 	next := &arrangement{cfg: cfg, byName: make(map[string]*identity)}
 	changes, err := g.rearrange(old, next, router)
 	if err != nil {

@@ -32,7 +32,7 @@ type report struct {
 	Unconfigured []string         `json:"unconfigured,omitempty"`
 	Listeners    []listenerReport `json:"listeners"`
 	sourcesReport
-	Routes  []downstream.RouteCount  `json:"routes,omitempty"` // those with programs
+	Routes  []downstream.RouteCount  `json:"routes,omitempty"` // in their order
 	Sources []downstream.SourceCount `json:"sources"`
 	Sensors []downstream.Count       `json:"sensors"` // the latest seen, at most 100
 	Topics  []downstream.Count       `json:"topics"`  // by first two levels, at most 100
@@ -121,13 +121,7 @@ func (g *gateway) report() report {
 	}
 	a := g.now.Load()
 	for _, id := range a.identities {
-		ir := id.report()
-		for _, t := range []*time.Time{&ir.Since, ir.NextTry, ir.Progress} {
-			if t != nil {
-				*t = ago(now, *t)
-			}
-		}
-		r.Identities = append(r.Identities, ir)
+		r.Identities = append(r.Identities, id.dated(now))
 	}
 	r.Unconfigured = g.unconfigured()
 	for _, m := range a.mqtt {
@@ -142,6 +136,23 @@ func (g *gateway) report() report {
 	r.Routes = g.gate.Router().Counts()
 	r.FirstFault = r.firstFault()
 	r.Healthy = r.FirstFault == ""
+	return r
+}
+
+// identityReport is one identity's part of a report.
+func (g *gateway) identityReport(id *identity) identityReport {
+	now, _ := g.clock.Now()
+	return id.dated(now)
+}
+
+// dated is report with times by the clock that says now.
+func (id *identity) dated(now time.Time) identityReport {
+	r := id.report()
+	for _, t := range []*time.Time{&r.Since, r.NextTry, r.Progress} {
+		if t != nil {
+			*t = ago(now, *t)
+		}
+	}
 	return r
 }
 

@@ -279,7 +279,8 @@ type Pack struct {
 
 // Admin is the operator's listener.
 type Admin struct {
-	Listen Address // not Enabled = none
+	Listen    Address // not Enabled = none
+	TokenFile string  // absolute, existed at load; "" = the page only reads
 }
 
 // Log says what the log looks like.

@@ -151,7 +151,7 @@ func (d *decoder) listeners(c *Config) {
 	for i := range c.Downstream.Socket {
 		look(item("downstream.socket", i)+".listen", c.Downstream.Socket[i].Listen)
 	}
-	if c.Admin.Listen.Enabled() && !c.Admin.Listen.Local() {
-		d.warn("admin.listen", "%s can be reached from other machines: the page shows identities and topics to everybody", c.Admin.Listen)
+	if c.Admin.Listen.Enabled() && !c.Admin.Listen.Local() && c.Admin.TokenFile == "" {
+		d.warn("admin.listen", "%s can be reached from other machines: the page shows identities and topics to everybody; give admin.token_file", c.Admin.Listen)
 	}
 }

@@ -47,12 +47,7 @@ func (d *decoder) config(root *yaml.Node, c *Config) {
 	q.whole("set_aside_after", &c.Queue.SetAsideAfter, 1, 1000)
 	q.finish()
 
-	admin := o.object("admin")
-	admin.address("listen", &c.Admin.Listen)
-	if c.Admin.Listen.TLS || c.Admin.Listen.WebSocket {
-		d.report(admin.child("listen"), "%s: the page is plain HTTP; use host:port or unix:///path", c.Admin.Listen)
-	}
-	admin.finish()
+	d.admin(o.object("admin"), &c.Admin)
 
 	log := o.object("log")
 	log.choice("level", &c.Log.Level, "debug", "info", "warn", "error")

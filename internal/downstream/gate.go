@@ -146,6 +146,7 @@ func (g *Gate) accept(ctx context.Context, a Arrival, route Decision, done func(
 			c.refused(topic, err)
 		} else {
 			c.received(topic, n)
+			route.taken.Add(1)
 		}
 		done(seq, err)
 	}

@@ -85,7 +85,7 @@ func (h *HTTP) who(r *http.Request) (name string, ok bool) {
 	if h.cfg.Tokens != nil {
 		token, bearer := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 		if bearer {
-			name, ok := h.cfg.Tokens.lookup(strings.TrimSpace(token))
+			name, ok := h.cfg.Tokens.Lookup(strings.TrimSpace(token))
 			if ok && name == "" {
 				name = remoteName(r)
 			}

@@ -263,6 +263,13 @@ func (l *Ledger) Clients(limit int) []Count {
 	return latest(rows, limit)
 }
 
+// Size is how many clients are remembered.
+func (l *Ledger) Size() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.clients)
+}
+
 // Prefixes lists at most limit topic prefixes, the latest seen first.
 func (l *Ledger) Prefixes(limit int) []Count {
 	l.mu.Lock()

@@ -63,29 +63,29 @@ func (c *routeCounts) fail(reason error) {
 	c.latest.Store(&text)
 }
 
-// RouteCount is what the programs of one route did since the routes were loaded.
+// RouteCount is what one route did since the routes were loaded.
 type RouteCount struct {
 	Route     string `json:"route"`
+	Match     string `json:"match"`
+	To        string `json:"to"`
+	Messages  uint64 `json:"messages"`  // accepted, those that follow among them
 	Unwanted  uint64 `json:"unwanted"`  // the filter said no
 	Unchanged uint64 `json:"unchanged"` // only_changes said no
 	Failed    uint64 `json:"failed"`    // a program failed; on_error decided
 	LastError string `json:"last_error,omitempty"`
 }
 
-// Counts lists the routes that have programs, in their order.
+// Counts lists the routes in their order.
 func (r *Router) Counts() []RouteCount {
-	var all []RouteCount
+	all := make([]RouteCount, 0, len(r.rules))
 	for i := range r.rules {
-		p := r.rules[i].programs
-		if p == nil {
-			continue
-		}
-		row := RouteCount{
-			Route: r.rules[i].route.Name, Unwanted: p.counts.unwanted.Load(),
-			Unchanged: p.counts.unchanged.Load(), Failed: p.counts.failed.Load(),
-		}
-		if text := p.counts.latest.Load(); text != nil {
-			row.LastError = *text
+		rule := &r.rules[i]
+		row := RouteCount{Route: rule.route.Name, Match: rule.route.Match, To: rule.route.To, Messages: rule.taken.Load()}
+		if p := rule.programs; p != nil {
+			row.Unwanted, row.Unchanged, row.Failed = p.counts.unwanted.Load(), p.counts.unchanged.Load(), p.counts.failed.Load()
+			if text := p.counts.latest.Load(); text != nil {
+				row.LastError = *text
+			}
 		}
 		all = append(all, row)
 	}

@@ -165,7 +165,7 @@ func TestFailuresOfProgramsAreCounted(t *testing.T) {
 			}
 		}
 		got := g.Router().Counts()
-		want := RouteCount{Route: "r", Unwanted: 1, Failed: 2, LastError: "program failed: the body is not JSON"}
+		want := RouteCount{Route: "r", Match: "#", To: "press-7", Messages: 4, Unwanted: 1, Failed: 2, LastError: "program failed: the body is not JSON"}
 		if len(got) != 1 || got[0] != want {
 			t.Errorf("%d: got %+v, want %+v", on, got, want)
 		}

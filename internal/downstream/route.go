@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"gatewayd/internal/packet"
@@ -60,6 +61,7 @@ type Decision struct {
 	typeAssumed, encodingAssumed bool // as in Route
 
 	programs *programs // nil = the message is stored as it came
+	taken    *atomic.Uint64
 }
 
 // Router decides where topics go. It never changes after NewRouter and may be
@@ -75,6 +77,7 @@ type rule struct {
 	to         template
 	properties []propertyTemplate
 	programs   *programs
+	taken      *atomic.Uint64 // messages that were accepted over it
 }
 
 type propertyTemplate struct {
@@ -114,7 +117,7 @@ func compile(route Route, identities map[string]bool) (rule, []error) {
 	if !packet.ValidFilter(route.Match) {
 		problem("match", "%q is not an MQTT topic filter", route.Match)
 	}
-	out := rule{route: route, levels: strings.Split(route.Match, "/")}
+	out := rule{route: route, levels: strings.Split(route.Match, "/"), taken: new(atomic.Uint64)}
 	wildcards := 0
 	for _, level := range out.levels {
 		if level == "+" || level == "#" {
@@ -164,7 +167,7 @@ func (r *Router) Route(topic string) (Decision, error) {
 			ContentType: rule.route.ContentType, ContentEncoding: rule.route.ContentEncoding,
 			Output: rule.route.Output, Priority: rule.route.Priority, MaxAge: rule.route.MaxAge,
 			typeAssumed: rule.route.TypeAssumed, encodingAssumed: rule.route.EncodingAssumed,
-			programs: rule.programs,
+			programs: rule.programs, taken: rule.taken,
 		}
 		if !r.identities[d.Identity] {
 			return Decision{}, fmt.Errorf("%w: route %q leads to %q, which is no identity", ErrNoRoute, d.Route, d.Identity)

@@ -79,8 +79,8 @@ func parseTokens(r io.Reader) (map[[sha256.Size]byte]string, error) {
 	return names, errors.Join(problems...)
 }
 
-// lookup returns the name of a token.
-func (t *Tokens) lookup(token string) (name string, ok bool) {
+// Lookup returns the name of a token, "" for one without; false: it is none of them.
+func (t *Tokens) Lookup(token string) (name string, ok bool) {
 	digest := sha256.Sum256([]byte(token))
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -1,6 +1,7 @@
 package hub
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -103,6 +104,7 @@ func classify(err error, step Step, presented bool) *Fault {
 	var dns *net.DNSError
 	var refused refusedError
 	var malformed *packet.Error
+	var noTLS tls.RecordHeaderError
 	switch {
 	case errors.As(err, &dns):
 		f.Step = StepName
@@ -112,18 +114,26 @@ func classify(err error, step Step, presented bool) *Fault {
 		classifyConnack(f, refused)
 	case errors.As(err, &malformed):
 		f.Kind, f.Hint = Violation, "something between here and the hub speaks another protocol"
+	case errors.As(err, &noTLS):
+		f.Text = "what answers there does not speak TLS"
+		f.Hint = "is the port right? Something in between may have taken the connection over"
+		if bytes.HasPrefix(noTLS.RecordHeader[:], []byte("HTTP")) {
+			f.Text += ": it is a web server"
+			f.Hint = "look for a captive portal or a transparent proxy: the network wants a login, or lets only HTTP out"
+		}
 	case errors.Is(err, errEmptyCert):
 		f.Kind = Local
 	case errors.Is(err, errStalled):
 		f.Kind, f.Hint = Stalled, "the hub throttles, or the daily message quota is used up (it resets at 00:00 UTC)"
 	case errors.Is(err, errNoConnack):
-		f.Kind = Closed
+		f.Kind, f.Hint = Closed, "the hub throttles connects, or something in between swallows what is sent"
 	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
 		f.Kind, f.Hint = Local, "raise the limit of open files"
 	case classifyServerCert(f, err), classifyAlert(f, err):
 	case step == StepSession:
 		f.Kind = Lost
 		f.Text = lostText(err)
+		f.Hint = "it connects again; if it happens often, look at the link, at the hub's throttling, and for another client with this identity"
 	case step == StepConnect || presented:
 		f.Kind = Closed
 		f.Text = closedText(err)
@@ -133,15 +143,17 @@ func classify(err error, step Step, presented bool) *Fault {
 		f.Hint = "is the port open in the firewall?"
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
 		f.Text = "the peer closed the connection during " + string(step)
+		f.Hint = "does a firewall or proxy cut this connection, and is it the hub's port?"
 	case errors.Is(err, syscall.ECONNREFUSED):
 		f.Text = "connection refused: nothing listens on that port"
+		f.Hint = "are host name and port right, and does a firewall refuse it?"
 	}
 	return f
 }
 
 func classifyConnack(f *Fault, code refusedError) {
 	if byte(code) == packet.RefusedUnavailable {
-		f.Kind = Unavailable
+		f.Kind, f.Hint = Unavailable, "the hub cannot serve now; it is tried again. If this lasts, look at the health of the service"
 		return
 	}
 	f.Kind = Refused
@@ -189,6 +201,9 @@ func classifyAlert(f *Fault, err error) bool {
 	var op *net.OpError
 	_ = errors.As(err, &op)
 	f.Kind = Refused
+	if f.Step == StepConnect {
+		f.Step = StepTLS // with TLS 1.3 the refusal shows at the first read, after CONNECT was sent
+	}
 	f.Text = "refused in TLS: " + op.Err.Error()
 	f.Hint = "does the hub know the issuing CA, is the chain whole, is the certificate valid now?"
 	if !f.presented {

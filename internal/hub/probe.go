@@ -35,7 +35,14 @@ type ProbeResult struct {
 // With [Auto] the way over port 443 follows when port 8883 is blocked: its steps come
 // behind those of the first, which ended with [ProbeResult.Blocked].
 func Probe(ctx context.Context, cfg Config, cred *certstore.Credential) ProbeResult {
-	return probe(ctx, cfg, cred, (*prober).session)
+	return ProbeAndStay(ctx, cfg, cred, 0)
+}
+
+// ProbeAndStay is Probe and stays connected for a while after the last answer: a
+// connection that the hub closes meanwhile was most likely displaced by another
+// client with the same identity.
+func ProbeAndStay(ctx context.Context, cfg Config, cred *certstore.Credential, stay time.Duration) ProbeResult {
+	return probe(ctx, cfg, cred, func(p *prober, ctx context.Context, tr *transport) *Fault { return p.session(ctx, tr, stay) })
 }
 
 // Reach is Probe up to the point where CONNECT would be sent: it interrupts nobody,
@@ -112,7 +119,7 @@ const refusalTime = time.Second
 
 // session sends CONNECT and waits for one more answer: some refusals only show
 // after the hub has said yes.
-func (p *prober) session(ctx context.Context, tr *transport) *Fault {
+func (p *prober) session(ctx context.Context, tr *transport, stay time.Duration) *Fault {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	var delivered, unknown atomic.Uint64
@@ -127,19 +134,36 @@ func (p *prober) session(ctx context.Context, tr *transport) *Fault {
 	c.open()
 	c.ping()
 	c.send()
-	ctx, cancel := context.WithTimeout(ctx, p.cfg.Timing.Connack)
+	answer, cancel := context.WithTimeout(ctx, p.cfg.Timing.Connack)
 	defer cancel()
 	for c.rounds.Load() == 0 {
 		select {
 		case <-c.wake:
 		case <-c.dead:
 			return classify(c.err, StepSession, c.presented)
-		case <-ctx.Done():
-			return classify(ctx.Err(), StepSession, c.presented)
+		case <-answer.Done():
+			return classify(answer.Err(), StepSession, c.presented)
 		}
+	}
+	if f := p.stay(ctx, c, stay); f != nil {
+		return f
 	}
 	p.passed(StepSession, "the hub answers")
 	c.close()
+	return nil
+}
+
+func (p *prober) stay(ctx context.Context, c *conn, d time.Duration) *Fault {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	case <-c.dead:
+		return &Fault{Kind: Contested, Step: StepSession, Err: c.err, presented: c.presented,
+			Text: "the hub accepted the connection and closed it soon after",
+			Hint: "does another gateway or test tool connect as this identity? If not, the hub throttles, or the quota is used up"}
+	}
 	return nil
 }
 

@@ -151,6 +151,14 @@ func (c *Clock) Status() ClockStatus {
 	return ClockStatus{Trusted: c.source != "", Source: c.source, Floor: c.floor}
 }
 
+// Behind says that the wall clock shows a time which has passed already, and which one: it is before the floor, by more
+// than a machine without a time daemon may be set back.
+func (c *Clock) Behind() (floor time.Time, behind bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.floor, c.wall().Before(c.floor.Add(-floorSlack))
+}
+
 // Generation changes when the clock stepped or its trust changed. Whoever waits after a failure that the time may have
 // caused should try again then; a running Store signals Changed for it.
 func (c *Clock) Generation() uint64 {

@@ -29,6 +29,7 @@ type Invalid struct {
 	Reason      string // one clause, lower case; never key material
 	Hint        string // what to do about it; may be empty
 	Fingerprint string // of the credential, when it could be parsed that far
+	Key         bool   // the files can be read, and the private key in them cannot be used
 }
 
 // Error returns the reason and, after a semicolon, the hint.
@@ -37,4 +38,12 @@ func (e *Invalid) Error() string {
 		return e.Reason
 	}
 	return e.Reason + "; " + e.Hint
+}
+
+// aboutKey marks an *Invalid as one of the private key.
+func aboutKey(err error) error {
+	if inv, ok := err.(*Invalid); ok {
+		inv.Key = true
+	}
+	return err
 }

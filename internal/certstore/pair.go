@@ -32,7 +32,7 @@ func (s sight) pair() (*Credential, error) {
 	}
 	signer, err := parseKey(s.src.keyPath(), keys.keys[0], s.passphrase())
 	if err != nil {
-		return nil, err
+		return nil, aboutKey(err)
 	}
 	c, err := assemble(s.src.Cert, certs.certs, signer)
 	if err != nil {
@@ -55,11 +55,11 @@ func (s sight) mistakes(certs, keys contents, separate bool) error {
 	case len(certs.certs) > maxCerts:
 		return &Invalid{Reason: fmt.Sprintf("%s holds %d certificates", cert, len(certs.certs)), Hint: "it should hold the leaf and its intermediates; roots belong into hub.trust"}
 	case len(keys.keys) == 0 && separate:
-		return &Invalid{Reason: key + " holds no private key" + instead(keys), Hint: "is this the right file?"}
+		return &Invalid{Reason: key + " holds no private key" + instead(keys), Hint: "is this the right file?", Key: true}
 	case len(keys.keys) == 0:
-		return &Invalid{Reason: key + " holds no private key and no key file is named", Hint: "set key"}
+		return &Invalid{Reason: key + " holds no private key and no key file is named", Hint: "set key", Key: true}
 	case len(keys.keys) > 1:
-		return &Invalid{Reason: fmt.Sprintf("%s holds %d private keys", key, len(keys.keys)), Hint: "leave the one of the certificate"}
+		return &Invalid{Reason: fmt.Sprintf("%s holds %d private keys", key, len(keys.keys)), Hint: "leave the one of the certificate", Key: true}
 	}
 	return nil
 }

@@ -32,7 +32,7 @@ func (s sight) pkcs12() (*Credential, error) {
 	}
 	signer, err := usable(path, key)
 	if err != nil {
-		return nil, err
+		return nil, aboutKey(err)
 	}
 	if n := len(cas) + 1; n > maxCerts {
 		return nil, &Invalid{Reason: fmt.Sprintf("%s holds %d certificates", path, n), Hint: "it should hold the leaf and its intermediates"}
@@ -41,7 +41,7 @@ func (s sight) pkcs12() (*Credential, error) {
 	var inc *Incomplete
 	if errors.As(err, &inc) {
 		// One file cannot be between two renewals: nothing will complete it.
-		return nil, &Invalid{Reason: path + " holds a key that is not its certificate's", Hint: "export both together"}
+		return nil, &Invalid{Reason: path + " holds a key that is not its certificate's", Hint: "export both together", Key: true}
 	}
 	return c, err
 }
@@ -59,9 +59,9 @@ func (s sight) pkcs12Problem(err error) error {
 	switch {
 	case errors.Is(err, pkcs12.ErrIncorrectPassword):
 		if s.src.PassphraseFile == "" {
-			return noPassphrase(s.src.PKCS12)
+			return aboutKey(noPassphrase(s.src.PKCS12))
 		}
-		return wrongPassphrase(s.src.PKCS12)
+		return aboutKey(wrongPassphrase(s.src.PKCS12))
 	case errors.As(err, &missing):
 		return &Invalid{Reason: fmt.Sprintf("%s uses something that is not supported: %s", s.src.PKCS12, strings.TrimPrefix(missing.Error(), "pkcs12: ")), Hint: "export it again with openssl pkcs12 -export"}
 	}

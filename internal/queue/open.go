@@ -4,7 +4,9 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"os"
+	"path/filepath"
 )
 
 // Open opens or creates a journal and recovers what a crash left. It starts nothing: appends complete while Run runs. It returns ErrLocked when another
@@ -29,6 +31,25 @@ func open(o Options, fsys filesys) (*Journal, error) {
 	}
 	j.learnBoot()
 	return j, nil
+}
+
+// Locked says whether a process has the journal in dir. It changes nothing; a folder
+// without a journal is not locked.
+func Locked(dir string) (bool, error) {
+	if _, err := os.Stat(filepath.Join(dir, lockName)); err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return false, nil
+		}
+		return false, err
+	}
+	l, err := osFS{}.lock(filepath.Join(dir, lockName))
+	if errors.Is(err, ErrLocked) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return false, l.Close()
 }
 
 func newJournal(o Options, fsys filesys) *Journal {

@@ -63,6 +63,7 @@ func (g *gateway) openControl(a *arrangement) error {
 	handle("requeue", g.controlRequeue)
 	handle("drop", g.controlDrop)
 	handle("reload", g.controlReload)
+	handle("status", g.controlStatus)
 	g.control = &adminServer{listener: l, server: &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10,
 		ErrorLog: quiet()}}
 	return nil
@@ -98,6 +99,13 @@ func (g *gateway) controlDrop(_ context.Context, r controlRequest) (string, erro
 		return "", fmt.Errorf("%q is configured; take it out of the configuration and reload first", r.Identity)
 	}
 	return dropQueue(g.journal, r.Identity)
+}
+
+// controlStatus is the report for those who may not, or need not, use the admin
+// address.
+func (g *gateway) controlStatus(context.Context, controlRequest) (string, error) {
+	text, err := json.Marshal(g.report())
+	return string(text), err
 }
 
 // dropQueue forgets what waits in both directions.
@@ -140,7 +148,7 @@ func askControl(ctx context.Context, cfg *config.Config, name string, req contro
 	}
 	defer resp.Body.Close()
 	var answer controlAnswer
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxControl)).Decode(&answer); err != nil {
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(&answer); err != nil {
 		return "", fmt.Errorf("answer of the running gateway: %w", err)
 	}
 	if answer.Error != "" {

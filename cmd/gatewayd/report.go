@@ -20,6 +20,7 @@ const reportSchema = 1
 type report struct {
 	Schema     int              `json:"schema"`
 	Version    string           `json:"version"`
+	ConfigFile string           `json:"config_file"` // absolute
 	Now        time.Time        `json:"now"`
 	Started    time.Time        `json:"started"`
 	Healthy    bool             `json:"healthy"`
@@ -50,22 +51,24 @@ type diskReport struct {
 	PendingBytes  int64   `json:"pending_bytes"`
 	Damaged       uint64  `json:"damaged_records"`
 	TornGroups    uint64  `json:"torn_groups"`
+	Unreadable    int     `json:"unreadable_files"`
 	Compacted     uint64  `json:"compacted"`
 	Amplification float64 `json:"written_per_payload_byte"`
 }
 
 type identityReport struct {
-	Name       string    `json:"name"`
-	HubID      string    `json:"hub_id"` // device or device/module
-	Host       string    `json:"host"`
-	Connected  bool      `json:"connected"`
-	State      string    `json:"state"`
-	Since      time.Time `json:"since"`
-	FirstFault string    `json:"first_fault"` // what is wrong, "" when nothing is
-	Hint       string    `json:"hint"`        // what to do about it
-	Remote     string    `json:"remote"`
-	Transport  string    `json:"transport"` // in use: mqtt or mqtt-ws; "" when not connected
-	KeepAlive  float64   `json:"keepalive_seconds"`
+	Name       string       `json:"name"`
+	HubID      string       `json:"hub_id"` // device or device/module
+	Host       string       `json:"host"`
+	Connected  bool         `json:"connected"`
+	State      string       `json:"state"`
+	Since      time.Time    `json:"since"`
+	FirstFault string       `json:"first_fault"`     // what is wrong, "" when nothing is
+	Hint       string       `json:"hint"`            // what to do about it
+	Fault      *faultReport `json:"fault,omitempty"` // of the session
+	Remote     string       `json:"remote"`
+	Transport  string       `json:"transport"` // in use: mqtt or mqtt-ws; "" when not connected
+	KeepAlive  float64      `json:"keepalive_seconds"`
 	// KeepAliveLimit is at which keep-alive a silent link died; only with keepalive: auto.
 	KeepAliveLimit float64           `json:"keepalive_limit_seconds,omitempty"`
 	NextTry        *time.Time        `json:"next_try,omitempty"`
@@ -80,6 +83,14 @@ type identityReport struct {
 
 	Certificate certstore.Status `json:"certificate"`
 	Queue       queueReport      `json:"queue"`
+}
+
+// faultReport is what is wrong with a session: the words of hub.Fault.
+type faultReport struct {
+	Kind string `json:"kind"`
+	Step string `json:"step"` // how far the connection had come
+	Text string `json:"text"`
+	Hint string `json:"hint"`
 }
 
 type rotationReport struct {
@@ -113,7 +124,7 @@ const sensorsShown = 100
 // report takes a copy of everything; parts are consistent in themselves.
 func (g *gateway) report() report {
 	now, trusted := g.clock.Now()
-	r := report{Schema: reportSchema, Version: readBuild().Version, Now: now.UTC(), Started: ago(now, g.started), Clock: "untrusted",
+	r := report{Schema: reportSchema, Version: readBuild().Version, ConfigFile: g.now.Load().cfg.File, Now: now.UTC(), Started: ago(now, g.started), Clock: "untrusted",
 		Disk: newDiskReport(g.journal.Stats()), Sources: g.gate.Ledger().Sources(),
 		Sensors: g.gate.Ledger().Clients(sensorsShown), Topics: g.gate.Ledger().Prefixes(sensorsShown)}
 	if trusted {
@@ -173,7 +184,7 @@ func (r *report) firstFault() string {
 func newDiskReport(s queue.JournalStats) diskReport {
 	d := diskReport{Trouble: s.Trouble, Bytes: s.DiskBytes, LiveBytes: s.LiveBytes, Segments: s.Segments, WrittenBytes: s.DiskWritten,
 		PayloadBytes: s.PayloadBytes, Syncs: s.Syncs, LastSync: s.LastSync.Seconds(), PendingBytes: s.Pending, Damaged: s.Damaged,
-		TornGroups: s.Torn, Compacted: s.Compacted}
+		TornGroups: s.Torn, Unreadable: s.Unreadable, Compacted: s.Compacted}
 	if s.PayloadBytes > 0 {
 		d.Amplification = float64(s.DiskWritten) / float64(s.PayloadBytes)
 	}
@@ -193,6 +204,9 @@ func (id *identity) report() identityReport {
 	if s.Rotations > 0 {
 		r.Rotation = &rotationReport{At: s.Rotation.At.UTC(), From: s.Rotation.From, To: s.Rotation.To,
 			GapMS: millis(s.Rotation.Gap), Pause: millis(s.Rotation.Pause), Resent: s.Rotation.Resent}
+	}
+	if f := s.Fault; f != nil {
+		r.Fault = &faultReport{Kind: string(f.Kind), Step: string(f.Step), Text: f.Text, Hint: f.Hint}
 	}
 	r.FirstFault, r.Hint = firstIdentityFault(s, c, id.roots.Status().Problems)
 	return r

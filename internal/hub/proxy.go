@@ -239,7 +239,7 @@ func (f *Fault) towards(u *proxyURL) *Fault {
 		} else {
 			f.Text = "proxy " + proxyAddress(u) + ": " + f.Text
 		}
-		if f.Step == StepTCP && f.Hint == "" {
+		if f.Step == StepTCP {
 			f.Hint = "is hub.proxy right, and the proxy running?"
 		}
 	}

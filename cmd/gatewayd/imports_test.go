@@ -17,16 +17,17 @@ var mayImport = map[string]struct {
 	packages []string
 	why      string
 }{
+	"internal/bag": {[]string{"internal/queue"}, "the form of a property bag, which both sides of the gateway meet; properties are the journal's"},
 	"cmd/gatewayd": {[]string{"internal/certstore", "internal/certstore/certtest", "internal/cloud", "internal/config", "internal/downstream",
 		"internal/hub", "internal/hub/hubtest", "internal/packet", "internal/queue", "internal/statuspage"}, "it wires all parts; the test doubles are for the demo"},
 	"deploy/packages":             {nil, "it holds the tests of the packages"},
 	"internal/certstore":          {nil, "certificates know nothing of MQTT, Azure or the queue"},
 	"internal/certstore/certtest": {nil, "every test may use it, so it may use nothing"},
-	"internal/cloud": {[]string{"internal/downstream", "internal/hub", "internal/packet", "internal/queue"},
+	"internal/cloud": {[]string{"internal/bag", "internal/downstream", "internal/hub", "internal/packet", "internal/queue"},
 		"what comes down crosses between the two sides here, so that they need not know each other"},
 	"internal/config":              {nil, "it turns a file into plain values; who uses them is wired in cmd/gatewayd"},
-	"internal/downstream":          {[]string{"internal/packet", "internal/queue"}, "the local side knows the journal and nothing behind it"},
-	"internal/hub":                 {[]string{"internal/certstore", "internal/packet", "internal/queue"}, "the cloud side knows the journal and nothing before it"},
+	"internal/downstream":          {[]string{"internal/bag", "internal/packet", "internal/queue"}, "the local side knows the journal and nothing behind it"},
+	"internal/hub":                 {[]string{"internal/bag", "internal/certstore", "internal/packet", "internal/queue"}, "the cloud side knows the journal and nothing before it"},
 	"internal/hub/hubtest":         {[]string{"internal/certstore/certtest", "internal/packet"}, "a stand-in that shared code with the session would share its mistakes; the codec is the one exception"},
 	"internal/hub/hubtest/nodesdk": {nil, "it drives a process of its own"},
 	"internal/packet":              {nil, "a codec knows bytes"},

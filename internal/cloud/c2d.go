@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"gatewayd/internal/bag"
 	"gatewayd/internal/downstream"
 	"gatewayd/internal/hub"
 	"gatewayd/internal/queue"
@@ -103,8 +104,8 @@ func (r *idRing) add(k messageKey) {
 }
 
 // arrived takes a message in, from the connection's goroutine.
-func (id *Identity) arrived(link hub.Link, bag []queue.Property, payload []byte, ack func()) {
-	a := &arrival{link: link, ack: ack, bag: bag, mid: keyOf(lookup(bag, "$.mid")), payload: payload, at: time.Now()}
+func (id *Identity) arrived(link hub.Link, props []queue.Property, payload []byte, ack func()) {
+	a := &arrival{link: link, ack: ack, bag: props, mid: keyOf(bag.Lookup(props, "$.mid")), payload: payload, at: time.Now()}
 	if id.c.held.Add(int64(len(payload))) > maxHeld {
 		id.c.held.Add(-int64(len(payload)))
 		a.payload, a.state = nil, released
@@ -205,7 +206,7 @@ func (id *Identity) store(a *arrival, before []*arrival) bool {
 }
 
 func (id *Identity) message(a *arrival) queue.Message {
-	m := queue.Message{Source: sourceC2D, Topic: string(appendBag(nil, a.bag)), Payload: a.payload, MaxAge: id.opt().MaxAge}
+	m := queue.Message{Source: sourceC2D, Topic: string(bag.Append(nil, a.bag)), Payload: a.payload, MaxAge: id.opt().MaxAge}
 	now, trusted := id.c.cfg.Clock.Now()
 	if exp := expiry(a.bag); !exp.IsZero() && trusted {
 		left := max(exp.Sub(now), time.Millisecond)
@@ -239,7 +240,7 @@ func (id *Identity) stored(a *arrival, seq uint64, err error) {
 	}
 	a.state = stored
 	s.seen.add(a.mid)
-	p := &pending{seq: seq, mid: a.mid, id: lookup(a.bag, "$.mid"), expires: expiry(a.bag), offer: new(downstream.Offer)}
+	p := &pending{seq: seq, mid: a.mid, id: bag.Lookup(a.bag, "$.mid"), expires: expiry(a.bag), offer: new(downstream.Offer)}
 	s.waiting = append(s.waiting, p)
 	id.waiting.Store(int32(len(s.waiting)))
 	id.pumpC2D() // the hub first: its lock is running

@@ -7,6 +7,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"gatewayd/internal/bag"
 	"gatewayd/internal/downstream"
 	"gatewayd/internal/queue"
 )
@@ -28,13 +29,13 @@ func (id *Identity) restoreC2D() error {
 		}
 		switch m.Source {
 		case sourceC2D:
-			bag := parseBag(m.Topic)
-			p := &pending{seq: m.Seq, id: lookup(bag, "$.mid"), expires: expiry(bag), offer: new(downstream.Offer)}
+			props := bag.Parse(m.Topic)
+			p := &pending{seq: m.Seq, id: bag.Lookup(props, "$.mid"), expires: expiry(props), offer: new(downstream.Offer)}
 			p.mid = keyOf(p.id)
 			s.waiting = append(s.waiting, p)
 			s.seen.add(p.mid)
 		case sourceDone:
-			if seq, err := strconv.ParseUint(lookup(m.Properties, noteSeq), 10, 64); err == nil {
+			if seq, err := strconv.ParseUint(bag.Lookup(m.Properties, noteSeq), 10, 64); err == nil {
 				gone[seq] = true
 			}
 			s.seen.add(keyOf(m.Topic))
@@ -62,10 +63,10 @@ func (id *Identity) subscribed() {
 }
 
 // offer publishes one message to the local clients that did not get it yet.
-func (id *Identity) offer(p *pending, bag []queue.Property, payload []byte) {
+func (id *Identity) offer(p *pending, props []queue.Property, payload []byte) {
 	m := downstream.LocalMessage{
-		Topic: string(appendBag([]byte(id.topic("c2d/")), bag)), Payload: payload, QoS: 1, Properties: bag,
-		ContentType: lookup(bag, "$.ct"), Offer: p.offer,
+		Topic: string(bag.Append([]byte(id.topic("c2d/")), props)), Payload: payload, QoS: 1, Properties: props,
+		ContentType: bag.Lookup(props, "$.ct"), Offer: p.offer,
 		Acked: func() { id.post(func() { id.finish(p, nil) }) },
 	}
 	if _, trusted := id.c.cfg.Clock.Now(); trusted {
@@ -83,7 +84,7 @@ func (id *Identity) offerAll() {
 		return
 	}
 	id.scan(0, func(p *pending, m queue.Message) bool {
-		id.offer(p, parseBag(m.Topic), m.Payload)
+		id.offer(p, bag.Parse(m.Topic), m.Payload)
 		return true
 	})
 	id.watchWaiting(time.Now())

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"unicode/utf8"
 
+	"gatewayd/internal/bag"
 	"gatewayd/internal/packet"
 )
 
@@ -53,11 +54,11 @@ func FuzzTopic(f *testing.F) {
 		if !packet.ValidTopic(s) {
 			return // the codec lets no other in
 		}
-		local := string(appendBag([]byte("gateway/d/c2d/"), got.bag))
+		local := string(bag.Append([]byte("gateway/d/c2d/"), got.bag))
 		if len(local) <= packet.MaxString && !packet.ValidTopic(local) {
 			t.Errorf("%q becomes %q, which is no topic", s, local)
 		}
-		if again := parseBag(string(appendBag(nil, got.bag))); len(again) > len(got.bag) {
+		if again := bag.Parse(string(bag.Append(nil, got.bag))); len(again) > len(got.bag) {
 			t.Errorf("%q: %q becomes %q", s, got.bag, again)
 		}
 	})

@@ -12,6 +12,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"gatewayd/internal/bag"
 	"gatewayd/internal/downstream"
 	"gatewayd/internal/queue"
 )
@@ -126,7 +127,7 @@ func (id *Identity) messages(ctx context.Context, after uint64, most int) (out [
 
 func newMessage(p *pending, m queue.Message) message {
 	out := message{Sequence: p.seq, ID: p.id, Properties: map[string]string{}}
-	for _, b := range parseBag(m.Topic) {
+	for _, b := range bag.Parse(m.Topic) {
 		out.Properties[b.Key] = b.Value
 	}
 	switch {

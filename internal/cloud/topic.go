@@ -1,11 +1,11 @@
 package cloud
 
 import (
-	"net/url"
 	"strconv"
 	"strings"
 	"time"
 
+	"gatewayd/internal/bag"
 	"gatewayd/internal/queue"
 )
 
@@ -45,7 +45,7 @@ type topic struct {
 func parseTopic(s string) topic {
 	if rest, ok := strings.CutPrefix(s, methodPrefix); ok {
 		name, query, ok := strings.Cut(rest, "/")
-		t := topic{kind: topicMethod, name: unescape(name)}
+		t := topic{kind: topicMethod, name: bag.Unescape(name)}
 		if t.rid, _ = parseQuery(query); !ok || t.rid == "" || t.name == "" {
 			return topic{}
 		}
@@ -66,8 +66,8 @@ func parseTopic(s string) topic {
 	}
 	// An id has no slash, so these levels are where they first appear.
 	if rest, ok := strings.CutPrefix(s, "devices/"); ok {
-		if _, bag, ok := strings.Cut(rest, c2dLevels); ok {
-			return topic{kind: topicC2D, bag: parseBag(bag)}
+		if _, pairs, ok := strings.Cut(rest, c2dLevels); ok {
+			return topic{kind: topicC2D, bag: bag.Parse(pairs)}
 		}
 	}
 	return topic{}
@@ -81,7 +81,7 @@ func parseQuery(query string) (rid string, version int64) {
 	}
 	for part := range strings.SplitSeq(query, "&") {
 		key, value, _ := strings.Cut(part, "=")
-		switch unescape(key) {
+		switch bag.Unescape(key) {
 		case "$rid":
 			rid = value
 		case "$version":
@@ -93,53 +93,10 @@ func parseQuery(query string) (rid string, version int64) {
 	return rid, version
 }
 
-// maxBag bounds the properties of one message; the hub has no such bound, but its
-// topics have 64 KB.
-const maxBag = 1000
-
-// parseBag reads a property bag. What is not a proper escape stands for itself: a
-// command is not lost over a stray percent sign.
-func parseBag(bag string) []queue.Property {
-	bag = strings.TrimSuffix(bag, "/")
-	if bag == "" {
-		return nil
-	}
-	var all []queue.Property
-	for part := range strings.SplitSeq(bag, "&") {
-		key, value, _ := strings.Cut(part, "=")
-		if key == "" || len(all) == maxBag {
-			continue
-		}
-		all = append(all, queue.Property{Key: unescape(key), Value: unescape(value)})
-	}
-	return all
-}
-
-// appendBag writes a bag in the hub's own form. A plus sign is escaped, because a
-// topic name cannot carry it.
-func appendBag(dst []byte, bag []queue.Property) []byte {
-	for i, p := range bag {
-		if i > 0 {
-			dst = append(dst, '&')
-		}
-		dst = append(append(append(dst, escape(p.Key)...), '='), escape(p.Value)...)
-	}
-	return dst
-}
-
-func lookup(bag []queue.Property, key string) string {
-	for _, p := range bag {
-		if p.Key == key {
-			return p.Value
-		}
-	}
-	return ""
-}
-
 // expiry reads $.exp, ISO 8601 in UTC; zero when there is none, or none that can be
 // read.
-func expiry(bag []queue.Property) time.Time {
-	s := lookup(bag, "$.exp")
+func expiry(all []queue.Property) time.Time {
+	s := bag.Lookup(all, "$.exp")
 	if s == "" {
 		return time.Time{}
 	}
@@ -149,19 +106,4 @@ func expiry(bag []queue.Property) time.Time {
 		}
 	}
 	return time.Time{}
-}
-
-// escape percent-encodes everything but unreserved characters.
-func escape(s string) string { return strings.ReplaceAll(url.QueryEscape(s), "+", "%20") }
-
-// unescape is the reverse; in the hub's bags a plus sign is a plus sign.
-func unescape(s string) string {
-	if !strings.Contains(s, "%") {
-		return s
-	}
-	if d, err := url.PathUnescape(s); err == nil {
-		// What MQTT text cannot carry.
-		return strings.ReplaceAll(strings.ToValidUTF8(d, "\uFFFD"), "\x00", "\uFFFD")
-	}
-	return s
 }

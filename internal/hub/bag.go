@@ -6,6 +6,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"gatewayd/internal/bag"
 	"gatewayd/internal/packet"
 	"gatewayd/internal/queue"
 )
@@ -14,8 +15,6 @@ const (
 	// maxMessage is the hub's limit for one message: body, values of system
 	// properties, names and values of user properties.
 	maxMessage = 256 << 10
-	// maxMessageID is the hub's limit for $.mid.
-	maxMessageID = 128
 	// timeLength is that of $.ctime.
 	timeLength = len("2006-01-02T15:04:05.000Z")
 )
@@ -27,36 +26,57 @@ var plausibleTime = time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // appendTopic appends the telemetry topic with its property bag: system
 // properties first, then the user's in their order, names and values
-// percent-encoded. "$" is escaped as all Azure SDKs escape it.
+// percent-encoded. "$" is escaped as all Azure SDKs escape it. A device that speaks
+// for itself gives its messages system properties of its own, which are kept.
 func appendTopic(dst []byte, prefix string, m *queue.Message) []byte {
 	dst = append(dst, prefix...)
-	bag := len(dst)
+	start := len(dst)
+	separate := func() {
+		if len(dst) > start {
+			dst = append(dst, '&')
+		}
+	}
 	system := func(key, value string) {
 		if value == "" {
 			return
 		}
-		if len(dst) > bag {
-			dst = append(dst, '&')
-		}
+		separate()
 		dst = append(append(dst, key...), '=')
-		dst = appendEscaped(dst, value)
+		dst = bag.AppendEscaped(dst, value)
 	}
-	system("%24.mid", m.ID)
-	if t := m.Accepted; !t.IsZero() && (m.AcceptedTrusted || t.After(plausibleTime)) {
-		if len(dst) > bag {
-			dst = append(dst, '&')
+	id, timed, own := m.ID, false, false
+	for i := range m.Properties {
+		switch key := m.Properties[i].Key; {
+		case !bag.IsSystem(key):
+		case key == "$.mid":
+			id = m.Properties[i].Value
+		case key == "$.ctime":
+			timed, own = true, true
+		default:
+			own = true
 		}
+	}
+	system("%24.mid", id)
+	if t := m.Accepted; !timed && !t.IsZero() && (m.AcceptedTrusted || t.After(plausibleTime)) {
+		separate()
 		dst = appendTime(append(dst, "%24.ctime="...), t)
 	}
 	system("%24.ct", m.ContentType)
 	system("%24.ce", m.ContentEncoding)
 	system("%24.on", m.Output)
-	for _, p := range m.Properties {
-		if len(dst) > bag {
-			dst = append(dst, '&')
+	for i := range m.Properties {
+		if p := &m.Properties[i]; own && bag.IsSystem(p.Key) && p.Key != "$.mid" {
+			separate()
+			dst = append(bag.AppendEscaped(dst, p.Key), '=')
+			dst = bag.AppendEscaped(dst, p.Value)
 		}
-		dst = append(appendEscaped(dst, p.Key), '=')
-		dst = appendEscaped(dst, p.Value)
+	}
+	for i := range m.Properties {
+		if p := &m.Properties[i]; !bag.IsSystem(p.Key) {
+			separate()
+			dst = append(bag.AppendEscaped(dst, p.Key), '=')
+			dst = bag.AppendEscaped(dst, p.Value)
+		}
 	}
 	return dst
 }
@@ -93,18 +113,20 @@ func undeliverable(m *queue.Message, topic int, edge bool) string {
 		switch {
 		case p.Key == "":
 			return "a property has an empty name"
-		case strings.HasPrefix(p.Key, "$"):
+		case strings.HasPrefix(p.Key, "$") && !bag.FromDevice(p.Key):
 			return fmt.Sprintf("property %q: names beginning with $ are the hub's own", p.Key)
 		case !utf8.ValidString(p.Key) || !utf8.ValidString(p.Value):
 			return fmt.Sprintf("property %q is not UTF-8 text", p.Key)
 		case duplicated(m.Properties[:i], p.Key):
 			return fmt.Sprintf("property %q is given twice", p.Key)
+		case p.Key == "$.mid" && !bag.ValidMessageID(p.Value):
+			return "the message id is not one that the hub takes"
 		}
 		size += len(p.Key) + len(p.Value)
 	}
 	switch {
-	case len(m.ID) > maxMessageID:
-		return fmt.Sprintf("message id of %d characters, the hub allows %d", len(m.ID), maxMessageID)
+	case len(m.ID) > bag.MaxMessageID:
+		return fmt.Sprintf("message id of %d characters, the hub allows %d", len(m.ID), bag.MaxMessageID)
 	case !utf8.ValidString(m.ContentType) || !utf8.ValidString(m.ContentEncoding) || !utf8.ValidString(m.Output):
 		return "content type, content encoding or output is not UTF-8 text"
 	case size > maxMessage:

@@ -7,6 +7,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"gatewayd/internal/bag"
 	"gatewayd/internal/packet"
 	"gatewayd/internal/queue"
 )
@@ -25,6 +26,9 @@ func TestPropertyBag(t *testing.T) {
 			"e/%24.mid=a&%24.ctime=2026-01-02T03%3A04%3A05.000Z&%24.ct=application%2Fjson&%24.ce=utf-8&%24.on=o&z=1&a=2"},
 		{"what must be escaped", queue.Message{Properties: []queue.Property{{Key: "a b", Value: "x/y+z&k=v%#$?~é"}}},
 			"e/a%20b=x%2Fy%2Bz%26k%3Dv%25%23%24%3F~%C3%A9"},
+		{"what a device says of its own message", queue.Message{ID: "a", Accepted: at, AcceptedTrusted: true, ContentType: "t",
+			Properties: []queue.Property{{Key: "z", Value: "1"}, {Key: "$.mid", Value: "m 1"}, {Key: "$.cid", Value: "c"}, {Key: "$.ctime", Value: "2020"}}},
+			"e/%24.mid=m%201&%24.ct=t&%24.cid=c&%24.ctime=2020&z=1"},
 		{"empty value", queue.Message{Properties: []queue.Property{{Key: "k", Value: ""}}}, "e/k="},
 		{"plausible time of an untrusted clock", queue.Message{Accepted: at}, "e/%24.ctime=2026-01-02T03%3A04%3A05.000Z"},
 		{"1970", queue.Message{Accepted: time.Unix(77, 0)}, "e/"},
@@ -75,7 +79,7 @@ func FuzzPropertyBag(f *testing.F) {
 			if !ok || err1 != nil || err2 != nil {
 				t.Fatalf("bag element %q", kv)
 			}
-			if k != escape(dk) || v != escape(dv) {
+			if k != bag.Escape(dk) || v != bag.Escape(dv) {
 				t.Fatalf("not the canonical encoding: %q", kv)
 			}
 			got[dk] = dv

@@ -4,8 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/url"
 	"strings"
+
+	"gatewayd/internal/bag"
 )
 
 // apiVersion is the protocol contract named in the user name of every CONNECT.
@@ -46,7 +47,7 @@ func (id Identity) ClientID() string {
 func (id Identity) UserName(product string) string {
 	name := id.HostName + "/" + id.ClientID() + "/?api-version=" + apiVersion
 	if product != "" {
-		name += "&DeviceClientType=" + escape(product)
+		name += "&DeviceClientType=" + bag.Escape(product)
 	}
 	return name
 }
@@ -100,30 +101,4 @@ func (id Identity) Validate() error {
 		}
 	}
 	return nil
-}
-
-// escape percent-encodes everything but unreserved characters. A space becomes
-// %20: in the hub's bags and queries a plus sign is a literal plus.
-func escape(s string) string {
-	return strings.ReplaceAll(url.QueryEscape(s), "+", "%20")
-}
-
-const upperHex = "0123456789ABCDEF"
-
-// appendEscaped is escape behind dst, without an allocation.
-func appendEscaped(dst []byte, s string) []byte {
-	for i := range len(s) {
-		c := s[i]
-		if unreserved(c) {
-			dst = append(dst, c)
-		} else {
-			dst = append(dst, '%', upperHex[c>>4], upperHex[c&15])
-		}
-	}
-	return dst
-}
-
-func unreserved(c byte) bool {
-	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' ||
-		c == '-' || c == '_' || c == '.' || c == '~'
 }

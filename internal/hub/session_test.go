@@ -347,7 +347,8 @@ func TestPoisonMessageIsSetAsideAndTheRestFlows(t *testing.T) {
 func TestMessageThatTheHubWouldNotTakeIsNeverSent(t *testing.T) {
 	bad := map[string]queue.Message{
 		"too large":     {Payload: make([]byte, 256<<10)},
-		"reserved name": {Properties: []queue.Property{{Key: "$.mid", Value: "x"}}},
+		"reserved name": {Properties: []queue.Property{{Key: "$.cdid", Value: "x"}}},
+		"bad id":        {Properties: []queue.Property{{Key: "$.mid", Value: "x y"}}},
 		"twice":         {Properties: []queue.Property{{Key: "a", Value: "1"}, {Key: "a", Value: "2"}}},
 		"empty name":    {Properties: []queue.Property{{Key: "", Value: "1"}}},
 		"not UTF-8":     {Properties: []queue.Property{{Key: "a", Value: "\xff"}}},

@@ -168,8 +168,8 @@ func (g *gateway) openLocal(a *arrangement) error {
 	g.gate = downstream.NewGate(router, sink{g}, downstream.NewLedger(0, 0), gateLimits(a.cfg))
 	g.local = downstream.NewLocal(localConfig(a.cfg.Downstream.Local), g.cloud)
 	g.cloud.Attach(g.local)
-	for i, c := range a.cfg.Downstream.MQTT {
-		m, err := g.openMQTT(i, c)
+	for i := range a.cfg.Downstream.MQTT {
+		m, err := g.openMQTT(a.cfg, i)
 		if err != nil {
 			return err
 		}

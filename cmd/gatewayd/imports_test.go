@@ -29,7 +29,7 @@ var mayImport = map[string]struct {
 	"internal/downstream":          {[]string{"internal/bag", "internal/packet", "internal/queue"}, "the local side knows the journal and nothing behind it"},
 	"internal/hub":                 {[]string{"internal/bag", "internal/certstore", "internal/packet", "internal/queue"}, "the cloud side knows the journal and nothing before it"},
 	"internal/hub/hubtest":         {[]string{"internal/certstore/certtest", "internal/packet"}, "a stand-in that shared code with the session would share its mistakes; the codec is the one exception"},
-	"internal/hub/hubtest/nodesdk": {nil, "it drives a process of its own"},
+	"internal/hub/hubtest/nodesdk": {[]string{"internal/hub/hubtest"}, "it drives a process of its own, and looks at the hub what that did"},
 	"internal/packet":              {nil, "a codec knows bytes"},
 	"internal/queue":               {nil, "the journal knows nothing of MQTT, Azure or certificates"},
 	"internal/statuspage":          {nil, "the page gets plain values; what they mean is wired in cmd/gatewayd"},

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"reflect"
 	"strings"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -16,7 +17,8 @@ import (
 type mqttListener struct {
 	cfg config.MQTT
 	*downstream.MQTT
-	users   *downstream.Users // nil without users_file
+	users   *downstream.Users        // nil without users_file
+	azure   *downstream.AzureClients // nil without azure_clients
 	running *component
 }
 
@@ -27,8 +29,8 @@ type httpListener struct {
 	running *component
 }
 
-func (g *gateway) openMQTT(i int, c config.MQTT) (*mqttListener, error) {
-	m, err := newMQTTListener(c, g.gate, g.local, g.log.Named("mqtt"))
+func (g *gateway) openMQTT(cfg *config.Config, i int) (*mqttListener, error) {
+	m, err := newMQTTListener(cfg, i, g.clock.Now, g.gate, g.local, g.log.Named("mqtt"))
 	if err == nil {
 		err = m.Listen()
 	}
@@ -50,8 +52,10 @@ func (g *gateway) openHTTP(i int, c config.HTTP) (*httpListener, error) {
 	return h, nil
 }
 
-// newMQTTListener reads the files of a listener; it binds nothing.
-func newMQTTListener(c config.MQTT, gate *downstream.Gate, local *downstream.Local, log *zap.Logger) (*mqttListener, error) {
+// newMQTTListener reads the files of a listener; it binds nothing. now is what
+// tokens are judged by.
+func newMQTTListener(all *config.Config, i int, now func() (time.Time, bool), gate *downstream.Gate, local *downstream.Local, log *zap.Logger) (*mqttListener, error) {
+	c := all.Downstream.MQTT[i]
 	cfg := downstream.MQTTConfig{
 		Listen: c.Listen.String(), TLS: downstream.TLSFiles(c.TLS), Anonymous: c.Anonymous,
 		MaxConnections: c.MaxConnections, MaxPerAddress: c.MaxPerAddress, ConnectTimeout: c.ConnectTimeout,
@@ -67,11 +71,30 @@ func newMQTTListener(c config.MQTT, gate *downstream.Gate, local *downstream.Loc
 		}
 		cfg.Users = users
 	}
+	if len(c.AzureClients) > 0 {
+		var err error
+		if cfg.Azure, err = downstream.LoadAzureClients(azureClients(all, c), now); err != nil {
+			return nil, err
+		}
+	}
 	m, err := downstream.NewMQTT(cfg, gate, local, log)
 	if err != nil {
 		return nil, err
 	}
-	return &mqttListener{cfg: c, MQTT: m, users: cfg.Users}, nil
+	return &mqttListener{cfg: c, MQTT: m, users: cfg.Users, azure: cfg.Azure}, nil
+}
+
+// azureClients puts together who may speak IoT Hub's dialect on a listener.
+func azureClients(all *config.Config, c config.MQTT) []downstream.AzureClient {
+	var clients []downstream.AzureClient
+	for i := range all.Identities {
+		id := &all.Identities[i]
+		if a, ok := c.AzureClients[id.Name]; ok {
+			clients = append(clients, downstream.AzureClient{Identity: id.Name, Host: id.HostName, DeviceID: id.DeviceID, ModuleID: id.ModuleID,
+				KeyFile: a.KeyFile, Thumbprints: a.Thumbprints})
+		}
+	}
+	return clients
 }
 
 // newHTTPListener reads the files of a listener; it binds nothing.
@@ -115,8 +138,8 @@ func tryListeners(cfg *config.Config, router *downstream.Router) error {
 	var errs []error
 	gate := downstream.NewGate(router, sink{}, downstream.NewLedger(0, 0), gateLimits(cfg))
 	local := downstream.NewLocal(localConfig(cfg.Downstream.Local), nil)
-	for i, c := range cfg.Downstream.MQTT {
-		if _, err := newMQTTListener(c, gate, local, zap.NewNop()); err != nil {
+	for i := range cfg.Downstream.MQTT {
+		if _, err := newMQTTListener(cfg, i, nil, gate, local, zap.NewNop()); err != nil {
 			errs = append(errs, fmt.Errorf("downstream.mqtt[%d]: %w", i, err))
 		}
 	}
@@ -134,13 +157,33 @@ func tryListeners(cfg *config.Config, router *downstream.Router) error {
 	return errors.Join(errs...)
 }
 
-// keep has a listener that did not change follow its users file. Who is connected
-// stays connected; an error leaves the users as they were.
-func (m *mqttListener) keep() error {
-	if m.users == nil {
-		return nil
+// same tells whether a listener can go on under another configuration: all is as it
+// was, but for who may speak IoT Hub's dialect.
+func (m *mqttListener) same(c config.MQTT) bool {
+	was := m.cfg
+	if len(was.AzureClients) == 0 || len(c.AzureClients) == 0 {
+		return reflect.DeepEqual(was, c)
 	}
-	return m.users.Reload()
+	was.AzureClients = c.AzureClients
+	return reflect.DeepEqual(was, c)
+}
+
+// keep has a listener that did not change follow its users file and the keys of
+// Azure SDK clients. Who is connected stays connected; an error leaves them as they
+// were.
+func (m *mqttListener) keep(all *config.Config, c config.MQTT) (*mqttListener, error) {
+	var errs []error
+	if m.users != nil {
+		errs = append(errs, m.users.Reload())
+	}
+	if m.azure != nil {
+		errs = append(errs, m.azure.Set(azureClients(all, c)))
+	}
+	if !reflect.DeepEqual(m.cfg, c) {
+		next := *m
+		next.cfg, m = c, &next
+	}
+	return m, errors.Join(errs...)
 }
 
 // keep is the same for the token file.
@@ -166,15 +209,16 @@ func (g *gateway) rearrangeMQTT(old, next *arrangement) error {
 	for i, c := range next.cfg.Downstream.MQTT {
 		was := before[c.Listen.String()]
 		delete(before, c.Listen.String())
-		if was != nil && reflect.DeepEqual(was.cfg, c) {
-			errs = append(errs, was.keep())
-			next.mqtt = append(next.mqtt, was)
+		if was != nil && was.same(c) {
+			kept, err := was.keep(next.cfg, c)
+			errs = append(errs, err)
+			next.mqtt = append(next.mqtt, kept)
 			continue
 		}
 		if was != nil {
 			was.running.stop()
 		}
-		m, err := g.openMQTT(i, c)
+		m, err := g.openMQTT(next.cfg, i)
 		if err != nil {
 			errs = append(errs, err)
 			continue

@@ -32,6 +32,8 @@ type report struct {
 	// have messages on disk.
 	Unconfigured []string         `json:"unconfigured,omitempty"`
 	Listeners    []listenerReport `json:"listeners"`
+	// AzureClients are the identities for which Azure SDK clients may log in.
+	AzureClients []azureReport `json:"azure_clients,omitempty"`
 	sourcesReport
 	Routes  []downstream.RouteCount  `json:"routes,omitempty"` // in their order
 	Sources []downstream.SourceCount `json:"sources"`
@@ -118,6 +120,11 @@ type listenerReport struct {
 	downstream.MQTTStats
 }
 
+type azureReport struct {
+	Listener string `json:"listener"`
+	downstream.AzureStatus
+}
+
 // sensorsShown bounds the tables of sensors and topics in a report.
 const sensorsShown = 100
 
@@ -137,6 +144,12 @@ func (g *gateway) report() report {
 	r.Unconfigured = g.unconfigured()
 	for _, m := range a.mqtt {
 		r.Listeners = append(r.Listeners, listenerReport{Kind: "mqtt", Address: m.Addr().String(), MQTTStats: m.Stats()})
+		for _, s := range m.AzureClients() {
+			if s.Since != nil {
+				*s.Since = ago(now, *s.Since)
+			}
+			r.AzureClients = append(r.AzureClients, azureReport{m.Addr().String(), s})
+		}
 	}
 	for _, h := range a.http {
 		r.Listeners = append(r.Listeners, listenerReport{Kind: "http", Address: h.Addr().String()})

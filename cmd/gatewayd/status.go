@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -111,6 +112,7 @@ func writeStatus(out io.Writer, r *report) error {
 	for _, name := range r.Unconfigured {
 		fmt.Fprintf(w, "%s\tnot configured\t-\t-\t-\t-\t-\t-\tits messages are kept until gatewayd queue drop\n", name)
 	}
+	writeAzureClients(w, r)
 	fmt.Fprintf(w, "\nSOURCE\tACCEPTED\tREFUSED\n")
 	for _, s := range r.Sources {
 		refused := uint64(0)
@@ -120,6 +122,25 @@ func writeStatus(out io.Writer, r *report) error {
 		fmt.Fprintf(w, "%s\t%d\t%d\n", s.Source, s.Received, refused)
 	}
 	return w.Flush()
+}
+
+// writeAzureClients lists who may log in with an Azure SDK, and who has.
+func writeAzureClients(w io.Writer, r *report) {
+	if len(r.AzureClients) == 0 {
+		return
+	}
+	fmt.Fprintf(w, "\nAZURE SDK CLIENT\tIDENTITY\tSTATE\tFOR\tLOGIN\tTOKEN UNTIL\tREMOTE\tLISTENS TO\n")
+	for _, c := range r.AzureClients {
+		state, since, until := "not connected", "-", "-"
+		if c.Connected {
+			state, since = "connected", r.Now.Sub(*c.Since).Round(time.Second).String()
+		}
+		if c.Expires != nil {
+			until = c.Expires.Format(time.DateTime)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", c.ClientID, c.Identity, state, since, orDash(c.Login), until,
+			orDash(c.Remote), orDash(strings.Join(c.Subscribed, " ")))
+	}
 }
 
 func orDash(s string) string {

@@ -2,11 +2,13 @@
 // names and values percent-encoded. It is the end of a telemetry or C2D topic.
 // The form is that of https://learn.microsoft.com/azure/iot/iot-mqtt-connect-to-iot-hub.
 // Names that begin with $. are the hub's system properties; both sides of the
-// gateway meet them, so what they share of them is here.
+// gateway meet them, so what they share of them is here, and so is the query behind
+// the topics of methods and twins.
 package bag
 
 import (
 	"net/url"
+	"strconv"
 	"strings"
 
 	"gatewayd/internal/queue"
@@ -93,6 +95,28 @@ func Unescape(s string) string {
 		return strings.ReplaceAll(strings.ToValidUTF8(d, "\uFFFD"), "\x00", "\uFFFD")
 	}
 	return s
+}
+
+// Query reads ?$rid={rid}&$version={n}, in any order, either left out, as it stands
+// behind the topics of methods and twins. rid is given as it stands, because it is
+// echoed so; version is 0 when it is not a positive number.
+func Query(query string) (rid string, version int64) {
+	query, ok := strings.CutPrefix(query, "?")
+	if !ok {
+		return "", 0
+	}
+	for part := range strings.SplitSeq(query, "&") {
+		key, value, _ := strings.Cut(part, "=")
+		switch Unescape(key) {
+		case "$rid":
+			rid = value
+		case "$version":
+			if n, err := strconv.ParseInt(value, 10, 64); err == nil && n > 0 {
+				version = n
+			}
+		}
+	}
+	return rid, version
 }
 
 // IsSystem tells whether a name is that of a system property, known or not.

@@ -243,9 +243,21 @@ func (c *Cloud) Do(_ context.Context, cmd downstream.Command, done func(error)) 
 	case cmd.Kind == downstream.MethodResponse && id.opt().Methods:
 		return id.accept(func() { done(id.answered(cmd.Status, cmd.RequestID, cmd.Payload)) })
 	case cmd.Kind == downstream.Reported && id.opt().Twin:
-		return id.accept(func() { id.patch(cmd.Payload, done) })
+		return id.accept(func() { id.patch(cmd.Payload, cmd.Base, told(cmd.Reply, done)) })
+	case cmd.Kind == downstream.TwinGet && id.opt().Twin:
+		return id.accept(func() { id.askTwin(cmd.Reply, done) })
 	}
 	return ErrUnknown
+}
+
+// told is a done of a patch that replies before it says yes.
+func told(reply func(int64, []byte), done func(error)) func(int64, error) {
+	return func(version int64, err error) {
+		if err == nil && reply != nil {
+			reply(version, nil)
+		}
+		done(err)
+	}
 }
 
 // Subscribed is part of downstream.SubscriptionWatcher: C2D messages that wait are

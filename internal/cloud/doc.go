@@ -22,7 +22,8 @@
 // # Topics
 //
 // For local clients: gateway/{identity}/c2d/{bag}, methods/{name}/{rid},
-// twin/desired (retained) and status (retained); from them methods/res/{status}/{rid}
+// twin/desired (retained) and status (retained), for Azure SDK clients only
+// twin/change/{version}, a merge patch of the desired properties; from them methods/res/{status}/{rid}
 // and twin/reported. {bag} is IoT Hub's property bag, percent-encoded k=v&k=v. {rid}
 // is the gateway's own; the hub's is opaque text that a topic may not be able to carry.
 //
@@ -33,8 +34,9 @@
 // has Source "done", the message's id as Topic, and the sequence of the message as its
 // only property. In the folder twins, mode 0600 and replaced atomically, an identity
 // has name.desired.json, the desired document as it was published, and
-// name.reported.json with the members "unsent", a list of merge patches in order, and
-// "reported", the properties as the hub last had them.
+// name.reported.json with the members "unsent", a list of merge patches in order,
+// "reported", the properties as the hub last had them, and "edition", their version
+// as Azure SDK clients see it.
 //
 // # Goroutines
 //

@@ -322,7 +322,7 @@ func (id *Identity) servePatch(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	done := make(chan error, 1)
-	if err := id.accept(func() { id.patch(encode(reported), func(err error) { done <- err }) }); err != nil {
+	if err := id.accept(func() { id.patch(encode(reported), 0, func(_ int64, err error) { done <- err }) }); err != nil {
 		failFor(w, err)
 		return
 	}

@@ -69,6 +69,31 @@ func merge(base, patch object) object {
 	return out
 }
 
+// difference is the merge patch that makes after of before.
+func difference(before, after object) object {
+	out := object{}
+	for k, v := range after {
+		old, had := before[k]
+		next, isObject := v.(object)
+		last, wasObject := old.(object)
+		switch {
+		case had && isObject && wasObject:
+			if d := difference(last, next); len(d) > 0 {
+				out[k] = d
+			}
+		case had && bytes.Equal(encode(old), encode(v)):
+		default:
+			out[k] = v
+		}
+	}
+	for k := range before {
+		if _, still := after[k]; !still {
+			out[k] = nil
+		}
+	}
+	return out
+}
+
 // join makes one patch of two, to be applied one after the other; ok is false when
 // no single patch has their effect: an object over something that was first set to
 // another thing or removed would keep members that it should not.

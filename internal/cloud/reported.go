@@ -24,11 +24,14 @@ const (
 type reported struct {
 	known  []byte   // as the hub last said, and what it has confirmed since; JSON, which is small
 	unsent []object // durable; the head may be under way
+	// edition is the section's version as local clients see it: the hub's, and one more
+	// with every change that it does not know yet. It never goes back.
+	edition int64
 
 	// next is unsent with the changes of this step, which are not durable yet.
 	next    []object
 	changed bool
-	waiting []func(error) // who is told when it is
+	waiting []func(int64, error) // who is told when it is
 
 	diskBad bool // said already
 
@@ -42,6 +45,7 @@ type reported struct {
 type reportedFileContent struct {
 	Unsent   []json.RawMessage `json:"unsent"`
 	Reported json.RawMessage   `json:"reported"`
+	Edition  int64             `json:"edition,omitempty"`
 }
 
 func (r *reported) restore(f reportedFileContent) {
@@ -54,6 +58,7 @@ func (r *reported) restore(f reportedFileContent) {
 	if _, err := decodeObject(f.Reported); err == nil {
 		r.known = f.Reported
 	}
+	r.edition = f.Edition
 }
 
 // learn merges a confirmed patch into what the hub has.
@@ -83,11 +88,16 @@ func (r *reported) document() object {
 var errPatch = fmt.Errorf("%w: reported properties", downstream.ErrProperty)
 
 // patch takes a patch of reported properties from a local client; done is called
-// after it is synced, or with the reason why it is refused.
-func (id *Identity) patch(body []byte, done func(error)) {
+// with their new version after it is synced, or with the reason why it is refused.
+// base is the version that it is meant for, 0 = any.
+func (id *Identity) patch(body []byte, base int64, done func(int64, error)) {
 	t := &id.twin
 	if len(body) > maxSection {
-		done(fmt.Errorf("%w: a patch of %d bytes, the hub allows %d", errPatch, len(body), maxSection))
+		done(0, fmt.Errorf("%w: a patch of %d bytes, the hub allows %d", errPatch, len(body), maxSection))
+		return
+	}
+	if base != 0 && base != t.edition {
+		done(0, fmt.Errorf("%w: %d", downstream.ErrVersion, t.edition))
 		return
 	}
 	change, err := decodeObject(body)
@@ -107,14 +117,16 @@ func (id *Identity) patch(body []byte, done func(error)) {
 		}
 	}
 	if err != nil {
-		done(fmt.Errorf("%w: %w", errPatch, err))
+		done(0, fmt.Errorf("%w: %w", errPatch, err))
 		return
 	}
 	if !t.add(change) {
-		done(fmt.Errorf("reported properties: too many changes wait for the hub: %w", queue.ErrFull))
+		done(0, fmt.Errorf("reported properties: too many changes wait for the hub: %w", queue.ErrFull))
 		return
 	}
-	t.waiting = append(t.waiting, done)
+	t.edition++
+	edition := t.edition
+	t.waiting = append(t.waiting, func(_ int64, err error) { done(edition, err) })
 }
 
 // add puts a patch behind those that wait, joined with the last one where that is
@@ -160,22 +172,24 @@ func (id *Identity) flushTwin() {
 	waiting := t.waiting
 	t.waiting = nil
 	for _, done := range waiting {
-		done(err)
+		done(0, err)
 	}
 	id.nextTwin()
 }
 
 func (r *reported) content() []byte {
-	f := reportedFileContent{Unsent: []json.RawMessage{}, Reported: encode(r.hubs())}
+	f := reportedFileContent{Unsent: []json.RawMessage{}, Reported: encode(r.hubs()), Edition: r.edition}
 	for _, p := range r.next {
 		f.Unsent = append(f.Unsent, encode(p))
 	}
 	return encode(f)
 }
 
-// confirmed follows the hub's yes to the head of unsent.
-func (r *reported) confirmed() {
+// confirmed follows the hub's yes to the head of unsent; version is the hub's, 0 =
+// not said.
+func (r *reported) confirmed(version int64) {
 	r.learn(r.unsent[0])
+	r.edition = max(r.edition, version)
 	r.dropHead()
 }
 
@@ -247,7 +261,8 @@ func (id *Identity) ownReport(now time.Time) []byte {
 	return t.own
 }
 
-func (r *reported) ownConfirmed(next time.Time) {
+func (r *reported) ownConfirmed(version int64, next time.Time) {
+	r.edition = max(r.edition, version)
 	if own, err := decodeObject(r.own); err == nil {
 		r.learn(own)
 	}

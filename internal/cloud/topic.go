@@ -46,7 +46,7 @@ func parseTopic(s string) topic {
 	if rest, ok := strings.CutPrefix(s, methodPrefix); ok {
 		name, query, ok := strings.Cut(rest, "/")
 		t := topic{kind: topicMethod, name: bag.Unescape(name)}
-		if t.rid, _ = parseQuery(query); !ok || t.rid == "" || t.name == "" {
+		if t.rid, _ = bag.Query(query); !ok || t.rid == "" || t.name == "" {
 			return topic{}
 		}
 		return t
@@ -55,13 +55,13 @@ func parseTopic(s string) topic {
 		status, query, _ := strings.Cut(rest, "/")
 		n, err := strconv.ParseUint(status, 10, 16)
 		t := topic{kind: topicTwinAnswer, status: int(n)}
-		if t.rid, t.version = parseQuery(query); err != nil || t.rid == "" {
+		if t.rid, t.version = bag.Query(query); err != nil || t.rid == "" {
 			return topic{}
 		}
 		return t
 	}
 	if query, ok := strings.CutPrefix(s, desiredPrefix); ok {
-		_, v := parseQuery(query)
+		_, v := bag.Query(query)
 		return topic{kind: topicDesired, version: v}
 	}
 	// An id has no slash, so these levels are where they first appear.
@@ -71,26 +71,6 @@ func parseTopic(s string) topic {
 		}
 	}
 	return topic{}
-}
-
-// parseQuery reads ?$rid={rid}&$version={n}, in any order, either left out.
-func parseQuery(query string) (rid string, version int64) {
-	query, ok := strings.CutPrefix(query, "?")
-	if !ok {
-		return "", 0
-	}
-	for part := range strings.SplitSeq(query, "&") {
-		key, value, _ := strings.Cut(part, "=")
-		switch bag.Unescape(key) {
-		case "$rid":
-			rid = value
-		case "$version":
-			if n, err := strconv.ParseInt(value, 10, 64); err == nil && n > 0 {
-				version = n
-			}
-		}
-	}
-	return rid, version
 }
 
 // expiry reads $.exp, ISO 8601 in UTC; zero when there is none, or none that can be

@@ -40,6 +40,8 @@ type twin struct {
 	retryAt time.Time
 	fails   int
 
+	asking []twinAsker // clients that wait for the document
+
 	reported
 }
 
@@ -154,6 +156,7 @@ func (id *Identity) twinLater() {
 
 func (id *Identity) tickTwin(now time.Time) {
 	t := &id.twin
+	id.answerAskers(now)
 	if t.request != idle && !now.Before(t.due) {
 		id.twinLater() // QoS 0: the request or its answer may be lost
 	} else if t.request != idle {
@@ -175,9 +178,9 @@ func (id *Identity) twinAnswered(link hub.Link, a topic, body []byte) {
 	case a.status == 200 || a.status == 204:
 		t.request, t.fails = idle, 0
 		if kind == patching {
-			t.confirmed()
+			t.confirmed(a.version)
 		} else {
-			t.ownConfirmed(time.Now().Add(id.opt().ReportEvery))
+			t.ownConfirmed(a.version, time.Now().Add(id.opt().ReportEvery))
 		}
 	case a.status == 429 || a.status >= 500 || kind == getting:
 		if t.fails == 0 {
@@ -206,14 +209,17 @@ func (id *Identity) gotTwin(body []byte) {
 	t.request, t.fails, t.needGet = idle, 0, false
 	if r, ok := doc["reported"].(object); ok {
 		t.known = encode(withoutOwn(r))
+		// What waits comes on top of the hub's version.
+		t.edition = max(t.edition, versionOf(r)+int64(len(t.unsent)))
 	}
 	early := t.early
 	t.early = nil
-	id.setDesired(desired)
+	id.setDesired(desired, nil)
 	slices.SortStableFunc(early, func(a, b desiredPatch) int { return cmp.Compare(a.version, b.version) })
 	for _, p := range early {
 		id.applyDesired(p)
 	}
+	id.answerAskers(time.Now())
 }
 
 // desiredChanged takes a change of the desired properties.
@@ -261,13 +267,14 @@ func (id *Identity) applyDesired(p desiredPatch) {
 		}
 		next := merge(base, p.change)
 		next["$version"] = json.Number(strconv.FormatInt(p.version, 10))
-		id.setDesired(next)
+		id.setDesired(next, p.change)
 	}
 }
 
 // setDesired makes a document the desired one: on disk, then for local clients. A
-// disk that takes nothing keeps nobody from what the hub wants.
-func (id *Identity) setDesired(section object) {
+// disk that takes nothing keeps nobody from what the hub wants. change is the hub's
+// patch that led to it, nil when it came as a whole.
+func (id *Identity) setDesired(section, change object) {
 	t := &id.twin
 	delete(section, "$metadata")
 	raw := encode(section)
@@ -280,6 +287,14 @@ func (id *Identity) setDesired(section object) {
 		id.log.Warn("desired properties not kept on disk", zap.Error(err))
 	}
 	t.diskBad = err != nil
+	if change == nil {
+		before, err := decodeObject(t.raw)
+		if err != nil {
+			before = object{} // nothing was known
+		}
+		change = difference(before, section)
+	}
 	t.raw = raw
 	id.showDesired()
+	id.tellChange(change)
 }

@@ -180,7 +180,7 @@ func TestReportedPropertiesThatTheHubWouldRefuseAreRefusedHere(t *testing.T) {
 		{`{"gatewayd":1}`, "gateway's own"},
 	} {
 		var got error
-		id.patch([]byte(tc.patch), func(err error) { got = err })
+		id.patch([]byte(tc.patch), 0, func(_ int64, err error) { got = err })
 		if !errors.Is(got, downstream.ErrProperty) || !strings.Contains(got.Error(), tc.reason) {
 			t.Errorf("%.60s: %v; want %q", tc.patch, got, tc.reason)
 		}
@@ -189,7 +189,7 @@ func TestReportedPropertiesThatTheHubWouldRefuseAreRefusedHere(t *testing.T) {
 	half := `{"%s":"` + strings.Repeat("v", 4000) + `"}`
 	accepted := 0
 	for i := range 12 {
-		id.patch(fmt.Appendf(nil, half, fmt.Sprint("k", i)), func(err error) {
+		id.patch(fmt.Appendf(nil, half, fmt.Sprint("k", i)), 0, func(_ int64, err error) {
 			if err == nil {
 				accepted++
 			}
@@ -206,7 +206,7 @@ func TestReportedPropertiesAreRefusedWhenTheDiskTakesNothing(t *testing.T) {
 	id := byHand(t, everything("press-7"))
 	tell := func(patch string) (got error) {
 		got = errors.New("not told")
-		id.patch([]byte(patch), func(err error) { got = err })
+		id.patch([]byte(patch), 0, func(_ int64, err error) { got = err })
 		id.flushTwin()
 		return got
 	}

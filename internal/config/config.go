@@ -135,6 +135,13 @@ type Downstream struct {
 	MaxTopic int
 }
 
+// AzureClient says how software made with an Azure device SDK logs in as an
+// identity: with tokens of a key, or with a certificate of the listener's client_ca.
+type AzureClient struct {
+	KeyFile     string   // absolute, existed at load; "" = no tokens
+	Thumbprints []string // SHA-1 or SHA-256, lower-case hex; none = any certificate with the right CN
+}
+
 // MQTT is one MQTT listener.
 type MQTT struct {
 	Listen         Address
@@ -142,6 +149,7 @@ type MQTT struct {
 	UsersFile      string // absolute, existed at load; "" = none
 	Anonymous      bool   // clients without a user are let in; never true by default beyond loopback and sockets
 	ACL            []ACLRule
+	AzureClients   map[string]AzureClient // by identity; nil = the listener does not speak IoT Hub's dialect
 	MaxConnections int
 	MaxPerAddress  int           // connections of one remote address
 	ConnectTimeout time.Duration // from accept to a complete CONNECT

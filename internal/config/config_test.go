@@ -178,6 +178,9 @@ func TestEveryKeyIsHonoured(t *testing.T) {
 					},
 					MaxConnections: 5, MaxPerAddress: 2, ConnectTimeout: 3 * time.Second, MaxPacket: 1 << 20, MaxSubscriptions: 7, InFlight: 65535, Rate: 0.5,
 				},
+				mqtt(MQTT{Listen: Address{"tcp", ":8884", true, false}, TLS: mutual, AzureClients: map[string]AzureClient{
+					"press": {KeyFile: file("token")}, "press-8.filter": {Thumbprints: []string{"00112233445566778899aabbccddeeff00112233"}}}}),
+				mqtt(MQTT{Listen: Address{"tcp", ":8885", true, false}, TLS: server, AzureClients: map[string]AzureClient{"press": {KeyFile: file("token")}}}),
 				mqtt(MQTT{Listen: tcp("192.0.2.1:1883"), Anonymous: true}),
 				mqtt(MQTT{Listen: Address{"unix", "/run/gatewayd/mqtt.sock", false, false}, Anonymous: true}),
 				mqtt(MQTT{Listen: tcp("[::1]:1884"), UsersFile: file("users"), ACL: []ACLRule{{User: "a", Subscribe: []string{"gateway/#"}}}}),

@@ -145,6 +145,7 @@ func (d *decoder) listeners(c *Config) {
 	for i := range c.Downstream.MQTT {
 		look(item("downstream.mqtt", i)+".listen", c.Downstream.MQTT[i].Listen)
 	}
+	d.azureIdentities(c)
 	for i := range c.Downstream.HTTP {
 		look(item("downstream.http", i)+".listen", c.Downstream.HTTP[i].Listen)
 	}

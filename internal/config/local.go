@@ -47,6 +47,7 @@ func (d *decoder) mqtt(n *yaml.Node, path string) MQTT {
 	o.file("users_file", &m.UsersFile, d.report)
 	o.boolean("anonymous", &m.Anonymous)
 	o.list("acl", func(n *yaml.Node, path string) { m.ACL = append(m.ACL, d.aclRule(n, path)) })
+	o.azureClients(&m)
 	o.whole("max_connections", &m.MaxConnections, 1, 1_000_000)
 	o.whole("max_per_address", &m.MaxPerAddress, 1, 1_000_000)
 	o.duration("connect_timeout", &m.ConnectTimeout, time.Second, 10*time.Minute)
@@ -57,13 +58,14 @@ func (d *decoder) mqtt(n *yaml.Node, path string) MQTT {
 	o.finish()
 	switch login := m.UsersFile != "" || m.TLS.ClientCA != ""; {
 	case o.broken || !d.ok(o.child("acl")):
-	case login && len(m.ACL) == 0:
+	case login && len(m.ACL) == 0 && len(m.AzureClients) == 0:
 		d.warn(o.path, "has users but no acl: what no rule allows is refused, so nobody may publish or subscribe")
 	case !login && len(m.ACL) > 0:
 		d.report(o.child("acl"), "has no effect: nobody logs in without users_file or tls.client_ca")
 	}
 	if m.UsersFile == "" && m.TLS.ClientCA == "" && !m.Anonymous && m.Listen.Enabled() {
-		if m.Anonymous = m.Listen.Local(); !m.Anonymous {
+		// Where Azure SDK clients log in, nobody else has to be let in.
+		if m.Anonymous = m.Listen.Local(); !m.Anonymous && len(m.AzureClients) == 0 {
 			d.report(o.child("listen"), "%s can be reached from other machines: give users_file or tls.client_ca, or write anonymous: true", m.Listen)
 		}
 	}

@@ -33,13 +33,13 @@ var (
 	errNoCN        = errors.New("certificate without a CN")
 )
 
-func newAccess(users *Users, mutual, anonymous, private bool, rules []ACLRule) (access, error) {
+func newAccess(users *Users, mutual, anonymous, private, azure bool, rules []ACLRule) (access, error) {
 	a := access{users: users, mutual: mutual, rules: rules, anonymous: anonymous}
 	if users == nil && !mutual {
-		if !anonymous && !private {
+		if !anonymous && !private && !azure {
 			return a, errors.New("listen: others than this machine can reach it: set users_file, tls.client_ca, or anonymous: true")
 		}
-		a.anonymous = true
+		a.anonymous = anonymous || private
 	}
 	var problems []error
 	for i, rule := range rules {

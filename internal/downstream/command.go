@@ -2,6 +2,7 @@ package downstream
 
 import (
 	"context"
+	"errors"
 	"strconv"
 	"strings"
 
@@ -15,6 +16,7 @@ type CommandKind uint8
 const (
 	MethodResponse CommandKind = iota + 1 // gateway/{identity}/methods/res/{status}/{rid}
 	Reported                              // gateway/{identity}/twin/reported
+	TwinGet                               // only an Azure SDK client asks: the others have retained topics
 )
 
 // Command is what a local client has published to one of the gateway's topics.
@@ -26,7 +28,17 @@ type Command struct {
 	Status    int    // of a MethodResponse
 	RequestID string // of a MethodResponse
 	Payload   []byte // a copy, the receiver's to keep
+	// Base is the version of the reported properties that a Reported is meant for; 0 =
+	// any. ErrVersion refuses another.
+	Base int64
+	// Reply, when not nil, is called once before done is called with nil: with the
+	// twin for a TwinGet, with the new version for a Reported. It must not be called
+	// with a lock held that Do needs.
+	Reply func(version int64, body []byte)
 }
+
+// ErrVersion says that the reported properties have another version by now.
+var ErrVersion = errors.New("the reported properties have another version")
 
 // Commands takes what local clients publish to the gateway's topics. Do is called
 // from many goroutines. With nil it promises to call done exactly once, from any

@@ -38,7 +38,9 @@ type conn struct {
 	// Set by the reading goroutine before the CONNACK and then left alone.
 	version    packet.Version
 	id         string
+	key        string // of its session
 	user       string
+	azure      *azureLogin // nil = it does not speak IoT Hub's dialect
 	counters   *Client
 	session    *session
 	keepAlive  time.Duration // 1.5 times what the client announced; 0 = none
@@ -347,10 +349,24 @@ func (c *conn) sweep(now int64) {
 		}
 		c.raw.SetReadDeadline(time.Unix(1, 0))
 	}
+	if c.lapsed() {
+		c.end(packet.NotAuthorized)
+	}
 	if by := c.writeBy.Load(); by != 0 && now > by {
 		c.note("client does not take what is sent to it")
 		c.raw.Close()
 	}
+}
+
+// lapsed tells whether an Azure SDK client has to log in anew.
+func (c *conn) lapsed() bool {
+	if c.server.azure == nil {
+		return false
+	}
+	c.mu.Lock()
+	in := c.greeted && c.state == open && c.azure != nil
+	c.mu.Unlock()
+	return in && c.server.azure.lapsed(c.azure)
 }
 
 // context is what the connection's work runs under.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -104,6 +105,9 @@ func (c *conn) welcome(p packet.Connect) error {
 	c.problems = c.problems && c.packetMax == 0
 	c.sendMax = min(c.sendMax, maxFlight)
 	c.counters = c.server.source.Client(c.id)
+	if c.azure != nil {
+		c.counters = c.server.gate.ledger.Source("azure").Client(c.id)
+	}
 	return c.enterSession(p, assigned)
 }
 
@@ -116,7 +120,7 @@ func (c *conn) identify(p *packet.Connect) (assigned string, err error) {
 		return "", &refusal{v5: packet.InvalidClientID, v311: packet.RefusedClientID, err: fmt.Errorf("client id longer than %d bytes", maxClientID)}
 	}
 	if p.ClientID != "" {
-		c.id = p.ClientID
+		c.id, c.key = p.ClientID, p.ClientID
 		return "", nil
 	}
 	if c.version == packet.V311 && !p.CleanStart {
@@ -127,10 +131,14 @@ func (c *conn) identify(p *packet.Connect) (assigned string, err error) {
 		return "", err
 	}
 	c.id = "auto-" + hex.EncodeToString(random)
+	c.key = c.id
 	return c.id, nil
 }
 
 func (c *conn) login(p packet.Connect) error {
+	if name, ok := parseAzureName(p.Username); ok && c.server.azure != nil {
+		return c.loginAzure(p, name)
+	}
 	cn, hasCN := c.commonName()
 	ctx, cancel := context.WithTimeout(c.context(), c.server.cfg.ConnectTimeout/2)
 	defer cancel()
@@ -148,15 +156,24 @@ func (c *conn) login(p packet.Connect) error {
 }
 
 func (c *conn) commonName() (cn string, ok bool) {
+	cert := c.certificate()
+	if cert == nil {
+		return "", false
+	}
+	return cert.Subject.CommonName, true
+}
+
+// certificate is the client's, which client_ca vouches for; nil = none.
+func (c *conn) certificate() *x509.Certificate {
 	state := c.upgraded
 	if t, isTLS := c.stream.(*tls.Conn); isTLS {
 		s := t.ConnectionState()
 		state = &s
 	}
 	if state == nil || len(state.VerifiedChains) == 0 {
-		return "", false
+		return nil
 	}
-	return state.PeerCertificates[0].Subject.CommonName, true
+	return state.PeerCertificates[0]
 }
 
 // enterSession takes over the session of the client id and greets the client.
@@ -212,8 +229,11 @@ func keepWill(w *packet.Will) *packet.Will {
 // publishWill hands the will in like any other message of the client.
 func (c *conn) publishWill(w *packet.Will) {
 	p := packet.Publish{Topic: w.Topic, Payload: w.Payload, Retain: w.Retain, Properties: w.Properties}
-	decision, err := c.decideAnew(w.Topic)
-	if err == nil {
+	var decision Decision
+	var err error
+	if c.azure != nil {
+		err = c.publishAzureWill(p)
+	} else if decision, err = c.decideAnew(w.Topic); err == nil {
 		a := c.arrival(p)
 		a.mark(PropertyWill)
 		err = c.server.gate.accept(c.context(), a, decision, func(uint64, error) {})

@@ -21,6 +21,11 @@
 // of clients (RETAIN and wills are ordinary messages, marked by a property), shared
 // subscriptions, extended authentication. Sessions are kept in memory.
 //
+// On listeners with AzureClients it also speaks IoT Hub's own dialect, for clients
+// made with an Azure device SDK. They speak for one identity: their telemetry goes
+// into its queue without a route, and their subscriptions, twin requests and answers
+// to methods are translated from and to the local topics here, and nowhere else.
+//
 // Goroutines: each listener has one that accepts, one that enforces time limits
 // and one per connection that reads; a second one exists per connection only while
 // there is something to write. A silent client costs no buffer. All of them are

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -55,6 +56,10 @@ type Arrival struct {
 	ContentType     string // used where the route has none written down
 	ContentEncoding string
 	MaxAge          time.Duration // shortens the route's; 0 = none
+
+	// own are properties that are kept as they are, also those that are the hub's to
+	// name: of a client that speaks for its identity and was checked for it.
+	own []queue.Property
 }
 
 // Gate is the one way into the queue: every source hands its arrivals to Accept.
@@ -163,6 +168,9 @@ func (g *Gate) message(a Arrival, route Decision) (queue.Message, error) {
 	properties, err := mergeProperties(a.Properties, route.Properties)
 	if err != nil {
 		return queue.Message{}, err
+	}
+	if len(a.own) > 0 {
+		properties = append(slices.Clone(properties), a.own...)
 	}
 	m := queue.Message{
 		Source: a.Client.Name(), Topic: a.Topic, Route: route.Route,

@@ -56,6 +56,9 @@ type LocalMessage struct {
 	ResponseTopic   string
 	CorrelationData []byte
 	Expires         time.Time // zero = never
+	// Azure keeps the message from all but Azure SDK clients. Those that are away get
+	// it when they come back, also with QoS 0, which is all that they ask for.
+	Azure bool
 	// Offer, when not nil, keeps sessions that were given the message through it
 	// from getting it again.
 	Offer *Offer

@@ -26,6 +26,9 @@ type MQTTConfig struct {
 	// ACL is looked at once Users or TLS.ClientCA is set; then what no rule
 	// allows is refused.
 	ACL []ACLRule
+	// Azure lets Azure SDK clients in, which ACL does not concern; nil = the listener
+	// does not know IoT Hub's dialect.
+	Azure *AzureClients
 
 	MaxConnections   int           // default 10,000
 	MaxPerAddress    int           // connections per remote address other than loopback; default 1,000
@@ -81,6 +84,7 @@ type MQTT struct {
 	bind   endpoint
 	secure *tlsReloader // nil without TLS
 	access access
+	azure  *AzureClients // nil = the dialect is not known here
 	notes  notes
 	start  time.Time
 	large  *semaphore.Weighted
@@ -118,15 +122,15 @@ func NewMQTT(cfg MQTTConfig, gate *Gate, local *Local, log *zap.Logger) (*MQTT, 
 	}
 	s := &MQTT{
 		cfg: cfg.withDefaults(), gate: gate, local: local, log: log, source: gate.ledger.Source("mqtt"),
-		bind: bind, start: time.Now(), conns: make(map[*conn]struct{}), addresses: make(map[string]int),
+		azure: cfg.Azure, bind: bind, start: time.Now(), conns: make(map[*conn]struct{}), addresses: make(map[string]int),
 	}
 	s.readers.New = newPooledReader
 	s.buffers.New = newBuffer
 	s.large = semaphore.NewWeighted(s.cfg.MaxBuffered)
-	if s.secure, err = newTLSReloader(cfg.TLS, bind.secure, cfg.Users != nil); err != nil {
+	if s.secure, err = newTLSReloader(cfg.TLS, bind.secure, cfg.Users != nil || cfg.Azure != nil); err != nil {
 		return nil, err
 	}
-	if s.access, err = newAccess(cfg.Users, cfg.TLS.ClientCA != "", cfg.Anonymous, bind.private(), cfg.ACL); err != nil {
+	if s.access, err = newAccess(cfg.Users, cfg.TLS.ClientCA != "", cfg.Anonymous, bind.private(), cfg.Azure != nil, cfg.ACL); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -161,7 +165,7 @@ func (s *MQTT) Run(ctx context.Context) error {
 	work, stopWork := context.WithCancel(context.Background())
 	defer stopWork()
 	s.work = work
-	if s.access.enforced() && len(s.cfg.ACL) == 0 {
+	if s.access.enforced() && len(s.cfg.ACL) == 0 && s.azure == nil {
 		s.log.Warn("clients have to log in, but no access rule lets them publish or subscribe")
 	}
 	sweeping := make(chan struct{})

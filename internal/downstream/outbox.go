@@ -55,7 +55,7 @@ type outbox struct {
 
 // put adds a delivery if there is room. QoS 0 is not kept for absent clients.
 func (b *outbox) put(d delivery, connected bool, cfg LocalConfig) bool {
-	if d.qos == 0 && !connected {
+	if d.qos == 0 && !connected && !d.m.Azure {
 		return false
 	}
 	b.mu.Lock()
@@ -77,7 +77,7 @@ func (b *outbox) resume(c *conn) {
 	b.resend, b.seen = len(b.flying), 0
 	kept := b.waiting[:0]
 	for _, d := range b.waiting {
-		if d.qos > 0 {
+		if d.qos > 0 || d.m.Azure {
 			kept = append(kept, d)
 		} else {
 			b.bytes -= d.size()
@@ -179,7 +179,11 @@ func (b *outbox) removeLocked(i int) delivery {
 // larger than the client takes (3.1.2.11.4: as if it had been sent).
 func (c *conn) encode(dst []byte, d *delivery, id uint16, dup bool, now time.Time) (_ []byte, sent bool) {
 	m := &d.m
-	p := packet.Publish{Topic: m.Topic, Payload: m.Payload, QoS: d.qos, ID: id, Dup: dup, Retain: d.retain}
+	topic := m.Topic
+	if c.azure != nil {
+		topic = c.azure.topic(topic)
+	}
+	p := packet.Publish{Topic: topic, Payload: m.Payload, QoS: d.qos, ID: id, Dup: dup, Retain: d.retain}
 	expired := !m.Expires.IsZero() && !now.Before(m.Expires)
 	if expired && !dup {
 		return dst, false

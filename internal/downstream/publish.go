@@ -50,9 +50,12 @@ func (c *conn) publish(f packet.Frame) error {
 	if !ok {
 		return nil // the connection is ending
 	}
-	if isLocalTopic(p.Topic) {
+	switch {
+	case c.azure != nil:
+		err = c.publishAzure(p, number)
+	case isLocalTopic(p.Topic):
 		err = c.command(p, number)
-	} else {
+	default:
 		err = c.offer(p, number)
 	}
 	if err != nil {
@@ -134,14 +137,18 @@ func (c *conn) reserve(p packet.Publish) (number uint64, ok bool) {
 // messages are bounded too.
 func cost(p packet.Publish) int { return len(p.Payload) + len(p.Topic) + 128 }
 
-// offer hands a message for the cloud to the gate. 3.1.1 has no word for "later":
-// its QoS 1 messages wait here for a while, unread ones behind them.
+// offer hands a message for the cloud to the gate.
 func (c *conn) offer(p packet.Publish, number uint64) error {
 	decision, err := c.decide(p.Topic)
 	if err != nil {
 		return err
 	}
-	a := c.arrival(p)
+	return c.handIn(p, c.arrival(p), decision, number)
+}
+
+// handIn hands over what was decided about. 3.1.1 has no word for "later": its QoS 1
+// messages wait here for a while, unread ones behind them.
+func (c *conn) handIn(p packet.Publish, a Arrival, decision Decision, number uint64) error {
 	n, qos := cost(p), p.QoS
 	done := func(_ uint64, err error) { c.settle(qos, number, n, err) }
 	patient := c.version == packet.V311 && p.QoS > 0

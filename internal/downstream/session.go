@@ -10,7 +10,8 @@ import (
 // session is what belongs to a client id, across connections. Its fields are
 // guarded by Local.mu, the box guards itself.
 type session struct {
-	id, user string
+	id, user string // the client id, or for an Azure SDK client what cannot be one
+	azure    bool
 	number   uint64 // never used again for another session
 	conn     *conn  // nil while the client is away
 	subs     map[string]subscription
@@ -56,7 +57,7 @@ func (l *Local) boundExpiry(seconds uint32) time.Duration {
 // id ends, unless it is another user's.
 func (l *Local) attach(c *conn, clean bool, lasts time.Duration) (present bool, err error) {
 	l.mu.Lock()
-	s := l.sessions[c.id]
+	s := l.sessions[c.key]
 	if s != nil && s.user != c.user {
 		l.mu.Unlock()
 		return false, errOwner
@@ -76,8 +77,8 @@ func (l *Local) attach(c *conn, clean bool, lasts time.Duration) (present bool, 
 	}
 	if s == nil {
 		l.lastSession++
-		s = &session{id: c.id, user: c.user, number: l.lastSession}
-		l.sessions[c.id] = s
+		s = &session{id: c.key, user: c.user, azure: c.azure != nil, number: l.lastSession}
+		l.sessions[c.key] = s
 	} else {
 		present = true
 		s.will = nil
@@ -196,6 +197,9 @@ func (l *Local) sweep(now time.Time) {
 // matchLocked makes the delivery of a message to a session; ok is false when no
 // subscription matches. Overlapping subscriptions make one delivery (3.3.4).
 func (s *session) matchLocked(m LocalMessage) (d delivery, ok bool) {
+	if m.Azure && !s.azure {
+		return d, false
+	}
 	for filter, sub := range s.subs {
 		if !packet.Match(filter, m.Topic) {
 			continue

@@ -3,6 +3,8 @@ package downstream
 import (
 	"strings"
 
+	"go.uber.org/zap"
+
 	"gatewayd/internal/packet"
 )
 
@@ -20,7 +22,7 @@ func (c *conn) subscribe(f packet.Frame) error {
 	var retained []delivery
 	var granted []string
 	for i, sub := range p.Subscriptions {
-		codes[i] = c.filterCode(sub.Filter)
+		sub.Filter, codes[i] = c.filterCode(sub.Filter)
 		if codes[i] != packet.Success {
 			continue
 		}
@@ -56,20 +58,28 @@ func (c *conn) subscribe(f packet.Frame) error {
 }
 
 // filterCode says whether this client may subscribe to a filter: only to the
-// gateway's own topics, within the access rules.
-func (c *conn) filterCode(filter string) byte {
+// gateway's own topics, within the access rules. An Azure SDK client says its
+// filters in IoT Hub's words.
+func (c *conn) filterCode(filter string) (local string, code byte) {
+	if c.azure != nil {
+		if local, ok := c.azure.localFilter(filter); ok {
+			return local, packet.Success
+		}
+		c.note("an Azure SDK client asks for a topic that its identity does not have", zap.String("filter", clip(filter)))
+		return filter, packet.UnspecifiedError
+	}
 	switch {
 	case !packet.ValidFilter(filter):
-		return packet.TopicFilterInvalid
+		code = packet.TopicFilterInvalid
 	case strings.HasPrefix(filter, "$share/"):
-		return packet.SharedNotSupported
+		code = packet.SharedNotSupported
 	case !strings.HasPrefix(filter, LocalPrefix):
 		// What the Eclipse conformance suites expect of a topic nobody may subscribe to.
-		return packet.UnspecifiedError
+		code = packet.UnspecifiedError
 	case !c.server.access.maySubscribe(c.user, c.id, filter):
-		return packet.NotAuthorized
+		code = packet.NotAuthorized
 	}
-	return packet.Success
+	return filter, code
 }
 
 func (c *conn) unsubscribe(f packet.Frame) error {
@@ -79,6 +89,9 @@ func (c *conn) unsubscribe(f packet.Frame) error {
 	}
 	a := packet.Suback{Type: packet.UNSUBACK, ID: p.ID, Codes: make([]byte, len(p.Filters))}
 	for i, filter := range p.Filters {
+		if c.azure != nil {
+			filter, _ = c.azure.localFilter(filter)
+		}
 		if !c.server.local.unsubscribe(c.session, filter) {
 			a.Codes[i] = packet.NoSubscriptionExisted
 		}

@@ -10,6 +10,7 @@ const reason = (err) => ({ error: err.name || 'Error', message: String(err.messa
 
 let client;
 let twin;
+let isModule = false;
 
 // The SDK always dials HostName:8883. Sending that to the address under test does what an entry in the hosts
 // file and a forwarded port would do; names, certificates and packets stay the SDK's own.
@@ -23,10 +24,21 @@ function redirect(address) {
 
 async function start(settings) {
   redirect(settings.dial);
-  const { Client } = require('azure-iot-device');
+  const { Client, ModuleClient, SharedAccessKeyAuthenticationProvider } = require('azure-iot-device');
   const { NoRetry } = require('azure-iot-common');
   const { Mqtt } = require('azure-iot-device-mqtt');
-  client = Client.fromConnectionString(settings.connectionString, Mqtt);
+  const { connectionString, tokenSeconds, token } = settings;
+  isModule = /;ModuleId=/.test(connectionString);
+  const Kind = isModule ? ModuleClient : Client;
+  if (token) {
+    client = Kind.fromSharedAccessSignature(token, Mqtt);
+  } else if (tokenSeconds) {
+    // Renewed at half of its time.
+    const provider = SharedAccessKeyAuthenticationProvider.fromConnectionString(connectionString, tokenSeconds, tokenSeconds / 2);
+    client = Kind.fromAuthenticationProvider(provider, Mqtt);
+  } else {
+    client = Kind.fromConnectionString(connectionString, Mqtt);
+  }
   if (!settings.retry) client.setRetryPolicy(new NoRetry());
   const options = { ca: settings.ca };
   if (settings.cert) Object.assign(options, { cert: settings.cert, key: settings.key });
@@ -52,6 +64,25 @@ const commands = {
     for (const [key, value] of Object.entries(bag || {})) message.properties.add(key, value);
     await client.sendEvent(message);
   },
+  // Sends many messages, a few at a time; each that is acknowledged is an event.
+  async flood({ first, count }) {
+    const { Message } = require('azure-iot-device');
+    let next = first;
+    const worker = async () => {
+      while (next < first + count) {
+        const id = String(next++);
+        const message = new Message(id);
+        message.messageId = 'n-' + id;
+        try {
+          await client.sendEvent(message);
+          say({ event: 'acked', id });
+        } catch (err) {
+          say({ event: 'failed', id, ...reason(err) });
+        }
+      }
+    };
+    Promise.all(Array.from({ length: 16 }, worker)).then(() => say({ event: 'flooded' }));
+  },
   async c2d() {
     client.on('message', (message) => {
       say({ event: 'c2d', id: message.messageId, body: message.data.toString(), properties: properties(message) });
@@ -59,7 +90,8 @@ const commands = {
     });
   },
   async method({ name, status, body }) {
-    client.onDeviceMethod(name, (request, response) => {
+    const listen = isModule ? client.onMethod : client.onDeviceMethod;
+    listen.call(client, name, (request, response) => {
       say({ event: 'method', name: request.methodName, payload: request.payload });
       response.send(status, body, (err) => err && say({ event: 'error', ...reason(err) }));
     });

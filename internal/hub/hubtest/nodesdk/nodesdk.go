@@ -7,6 +7,7 @@ package nodesdk
 
 import (
 	"bufio"
+	"context"
 	_ "embed" // for the script
 	"encoding/json"
 	"errors"
@@ -33,6 +34,8 @@ type TB interface {
 	Helper()
 	Fatalf(format string, args ...any)
 	Skipf(format string, args ...any)
+	Errorf(format string, args ...any)
+	Context() context.Context
 	Logf(format string, args ...any)
 	Cleanup(func())
 	TempDir() string
@@ -45,7 +48,9 @@ type Settings struct {
 	CA               string `json:"ca"`             // PEM of the server's root
 	Cert             string `json:"cert,omitempty"` // PEM, with Key
 	Key              string `json:"key,omitempty"`
-	Retry            bool   `json:"retry"` // the SDK's own retry policy instead of none
+	Retry            bool   `json:"retry"`                  // the SDK's own retry policy instead of none
+	TokenSeconds     int    `json:"tokenSeconds,omitempty"` // life of the tokens that the SDK makes; 0 = its own choice, an hour
+	Token            string `json:"token,omitempty"`        // a ready one instead of a connection string
 }
 
 // Line is one answer or event of the device.
@@ -138,7 +143,7 @@ func (d *Device) Try(op string, args map[string]any) Line {
 	return d.want(op)
 }
 
-// Event waits for the next event of a kind: c2d, method, desired, disconnect or error.
+// Event waits for the next event of a kind: c2d, method, desired, disconnect, error, acked, failed or flooded.
 func (d *Device) Event(kind string) Line {
 	d.t.Helper()
 	for i, l := range d.queued {

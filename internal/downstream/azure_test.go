@@ -37,7 +37,11 @@ type testClock struct {
 	trusted bool
 }
 
-func (c *testClock) Now() (time.Time, bool) { c.mu.Lock(); defer c.mu.Unlock(); return c.now, c.trusted }
+func (c *testClock) Now() (time.Time, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now, c.trusted
+}
 func (c *testClock) set(t time.Time, trusted bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -151,7 +151,9 @@ func (g *Gate) accept(ctx context.Context, a Arrival, route Decision, done func(
 			c.refused(topic, err)
 		} else {
 			c.received(topic, n)
-			route.taken.Add(1)
+			if route.taken != nil { // an Azure SDK client's message has no route
+				route.taken.Add(1)
+			}
 		}
 		done(seq, err)
 	}

@@ -34,6 +34,7 @@ type gateway struct {
 	journal *queue.Journal
 	syncs   *syncObserver
 	pacer   *hub.Pacer
+	wire    *wireBook
 	cloud   *cloud.Cloud
 	gate    *downstream.Gate
 	local   *downstream.Local
@@ -128,6 +129,7 @@ func (g *gateway) openState(a *arrangement) error {
 		return err
 	}
 	g.clock = certstore.OpenClock(certstore.ClockOptions{StateDir: cfg.StateDir, Build: readBuild().Built, Log: g.log.Named("clock")})
+	g.wire = openWireBook(cfg.StateDir, g.clock.Now, g.log)
 	q := cfg.Queue
 	var err error
 	g.journal, err = queue.Open(queue.Options{
@@ -223,6 +225,7 @@ func (g *gateway) Run(ctx context.Context) error {
 	g.keeping.start("clock", g.clock.Run)
 	g.keeping.start("certificates", g.watcher.Run)
 	g.keeping.start("memory", trimMemory)
+	g.keeping.start("wire", g.wire.Run)
 	if g.admin != nil {
 		g.keeping.start("admin", g.admin.Run)
 		g.keeping.start("status page", g.page.Run)

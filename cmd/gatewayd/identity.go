@@ -17,6 +17,7 @@ type identity struct {
 	store   *certstore.Store
 	roots   *certstore.Roots
 	session *hub.Session
+	wire    *wireAccount
 	running *component // the session; nil before Run
 }
 
@@ -66,6 +67,8 @@ func (g *gateway) openIdentity(cfg *config.Config, c config.Identity) (*identity
 	}
 	id.roots = g.roots.open(c.Hub)
 	session := sessionConfig(c, g.clock, id.roots.Pool, cfg.Queue.SetAsideAfter)
+	id.wire = g.wire.of(c.Name)
+	session.Wire = &id.wire.wire
 	if session.Commands, err = addCommands(g.cloud, c); err != nil {
 		return nil, err
 	}

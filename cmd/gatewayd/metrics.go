@@ -43,6 +43,7 @@ type collector struct {
 
 	connected, notAfter, rotations, connects             metric
 	received, refused, delivered, resent, dropped        metric
+	wire, wireMonth, keepAlive                           metric
 	messages, bytes, oldest, aside, inFlight             metric
 	diskWritten, payload, diskBytes, healthy, clockTrust metric
 	notBefore, daysLeft, cert, candidate                 metric
@@ -58,6 +59,9 @@ func newCollector(g *gateway) *collector {
 		connects:    counter("connects_total", "Connects to the hub by result: accepted, or the kind of fault.", "identity", "result"),
 		received:    counter("messages_received_total", "Messages accepted from local sources.", "source"),
 		refused:     counter("messages_refused_total", "Messages refused at the local side.", "source", "reason"),
+		wire:        counter("identity_wire_bytes_total", "Bytes to (sent) and from (received) the hub since the start, TLS, WebSocket and proxy included.", "identity", "direction"),
+		wireMonth:   gauge("identity_wire_month_bytes", "The same in this month of UTC, kept over restarts.", "identity", "direction"),
+		keepAlive:   gauge("identity_keepalive_seconds", "Keep-alive towards the hub.", "identity"),
 		delivered:   counter("messages_delivered_total", "Messages that the hub acknowledged.", "identity"),
 		resent:      counter("messages_resent_total", "Messages sent again after a connection ended without their acknowledgement.", "identity"),
 		dropped:     counter("messages_dropped_total", "Messages that left the queue without the hub's acknowledgement.", "identity", "reason"),
@@ -123,6 +127,11 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		for result, n := range id.Connects {
 			send(c.connects, float64(n), id.Name, result)
 		}
+		send(c.wire, float64(id.Wire.Sent), id.Name, "sent")
+		send(c.wire, float64(id.Wire.Received), id.Name, "received")
+		send(c.wireMonth, float64(id.Wire.ThisMonth.Sent), id.Name, "sent")
+		send(c.wireMonth, float64(id.Wire.ThisMonth.Received), id.Name, "received")
+		send(c.keepAlive, id.KeepAlive, id.Name)
 		send(c.delivered, float64(id.Delivered), id.Name)
 		send(c.resent, float64(id.Resent), id.Name)
 		for reason, n := range id.Queue.Dropped {

@@ -83,6 +83,7 @@ type identityReport struct {
 	Rotation       *rotationReport   `json:"last_rotation,omitempty"`
 	Trial          string            `json:"trial"`
 
+	Wire        wireReport       `json:"wire"` // bytes to and from the hub, see hub.Wire
 	Certificate certstore.Status `json:"certificate"`
 	Queue       queueReport      `json:"queue"`
 }
@@ -210,7 +211,7 @@ func (id *identity) report() identityReport {
 		Name: id.cfg.Name, HubID: id.cfg.HubID(), Host: id.cfg.HostName, Connected: s.State == hub.StateConnected, State: s.State,
 		Since: s.Since.UTC(), Remote: s.Remote, Transport: string(s.Transport),
 		KeepAlive: s.KeepAlive.Seconds(), KeepAliveLimit: s.KeepAliveLimit.Seconds(), NextTry: timeOrNil(s.NextTry), Progress: timeOrNil(s.Progress), InFlight: s.InFlight,
-		Delivered: s.Delivered, Resent: s.Resent, Connects: s.Connects, Rotations: s.Rotations, Trial: s.Trial, Certificate: c,
+		Delivered: s.Delivered, Resent: s.Resent, Connects: s.Connects, Rotations: s.Rotations, Trial: s.Trial, Certificate: c, Wire: id.wire.report(),
 		Queue: queueReport{Messages: q.Messages, Bytes: q.Bytes, OldestSeconds: q.OldestAge.Seconds(), Appended: q.Appended,
 			Acked: q.Acked, Aside: q.Aside, Dropped: q.Dropped},
 	}

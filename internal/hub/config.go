@@ -27,6 +27,7 @@ type Config struct {
 
 	Transport Transport // "" = OverTLS
 	Proxy     Proxy
+	Wire      *Wire // counts bytes; nil = nobody does
 
 	// Roots are the server's possible authorities for the next dial; nil, or a nil
 	// pool, means the system's.

@@ -59,6 +59,7 @@ func (d *dialer) walk(ctx context.Context, cred *certstore.Credential, t Transpo
 		f.blocked = proxy == nil && f.Step == StepTCP && f.Kind == Unreachable
 		return nil, f.towards(proxy)
 	}
+	raw = d.cfg.Wire.count(raw)
 	tr := &transport{raw: raw, over: t}
 	if a := raw.RemoteAddr(); a != nil {
 		tr.remote = a.String()

@@ -15,16 +15,10 @@ import (
 
 // notOfUse are fields that the wiring need not look at, with the reason.
 var notOfUse = map[string]string{
-	"Hub.Transport":              "refused by config in this version, unless it has its default",
-	"Hub.Proxy":                  "refused by config in this version",
-	"Hub.KeepAliveAuto":          "refused by config in this version",
 	"Route.Pack":                 "refused by config in this version",
 	"Pack.MaxBytes":              "refused by config in this version",
 	"Pack.MaxDelay":              "refused by config in this version",
-	"Config.File":                "what a reload reads again",
 	"Broker.LocalTopics":         "refused by config in this version",
-	"Proxy.Env":                  "refused by config in this version",
-	"Problem.Reason":             "Problem.String has it",
 	"Address.TLS":                "Address.String has it",
 	"Address.WebSocket":          "Address.String has it",
 	"Problem.File":               "Problem.String has it",

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 	"slices"
 	"time"
 	"unicode/utf8"
@@ -37,8 +39,19 @@ type Summary struct {
 // OpenForReading opens the journal in dir for inspection: it takes no lock and changes nothing, so it may stand beside a running daemon. It shows the
 // moment it was opened; what the daemon has pruned since is left out.
 func OpenForReading(dir string) (*Journal, error) {
-	return Open(Options{Dir: dir, ReadOnly: true})
+	for try := 1; ; try++ {
+		j, err := Open(Options{Dir: dir, ReadOnly: true})
+		if errors.Is(err, fs.ErrNotExist) && try < 10 {
+			if _, gone := os.Stat(dir); gone == nil {
+				continue // the daemon removed a file after it was listed
+			}
+		}
+		return j, err
+	}
 }
+
+// pruned: the running daemon has removed a file since the journal was opened for inspection.
+func (j *Journal) pruned(err error) bool { return j.o.ReadOnly && errors.Is(err, fs.ErrNotExist) }
 
 // List summarises all queues that have state on disk, by name.
 func (j *Journal) List() []Summary {
@@ -75,34 +88,85 @@ func (j *Journal) Each(identity string, visit func(Item) error) error {
 
 func (q *Queue) each(visit func(Item) error) error {
 	for c := int(MaxPriority); c >= 0; c-- {
-		_, _, err := q.find(uint8(c), func(e entry) (bool, error) {
-			var m Message
+		var m Message
+		err := q.scan(uint8(c), func(e entry) error {
 			s, err := q.j.readRecord(e, &m)
-			if errors.Is(err, errDamaged) {
-				return false, nil // Verify tells; a running daemon may also have pruned it
-			}
 			if err != nil {
-				return false, err
+				return err
 			}
-			m.Seq = e.seq
-			m.Accepted, m.AcceptedTrusted = q.j.accepted(&s.base, s.dt)
-			return false, visit(Item{Identity: q.name, State: Waiting, Message: m})
+			it := Item{Identity: q.name, State: Waiting, Message: m}
+			it.Seq = e.seq
+			it.Accepted, it.AcceptedTrusted = q.j.accepted(&s.base, s.dt)
+			return visit(it)
 		})
 		if err != nil {
 			return err
 		}
 	}
-	_, _, err := q.find(asideClass, func(e entry) (bool, error) {
+	return q.scan(asideClass, func(e entry) error {
 		a, _, err := q.asideAt(e)
-		if errors.Is(err, errDamaged) {
-			return false, nil
-		}
 		if err != nil {
-			return false, err
+			return err
 		}
-		return false, visit(Item{Identity: q.name, State: SetAside, Reason: a.Reason, Message: a.Message})
+		return visit(Item{Identity: q.name, State: SetAside, Reason: a.Reason, Message: a.Message})
 	})
-	return err
+}
+
+// scan visits what waits in a lane without taking it into the window: a run of records at a time. What turns out damaged (Verify tells) or was pruned by a
+// running daemon is left out.
+func (q *Queue) scan(class uint8, visit func(entry) error) error {
+	var after uint64
+	for {
+		q.mu.Lock()
+		l := q.lanes[class]
+		var x *extent
+		if l != nil {
+			x = l.after(max(after, l.water))
+		}
+		if x == nil {
+			q.mu.Unlock()
+			return nil
+		}
+		e := *x
+		e.seg.pins.Add(1)
+		q.mu.Unlock()
+		err := q.scanExtent(l, &e, after, visit)
+		e.seg.unpin()
+		if err != nil && !q.j.pruned(err) {
+			return err
+		}
+		after = e.last
+	}
+}
+
+func (q *Queue) scanExtent(l *lane, e *extent, after uint64, visit func(entry) error) error {
+	q.mu.Lock()
+	var recs []rec
+	if e.recs != nil {
+		recs = slices.Clone(*e.recs) // may grow
+	}
+	q.mu.Unlock()
+	if e.recs == nil {
+		var err error
+		if recs, err = q.j.readList(q, l.class, e); err != nil {
+			return err
+		}
+	}
+	for i, r := range recs {
+		seq := e.first + uint64(r.seq)
+		q.mu.Lock()
+		waits := seq > after && l.waits(seq)
+		q.mu.Unlock()
+		if !waits {
+			continue
+		}
+		alone := (i == 0 || recs[i-1].frame != r.frame) && (i+1 == len(recs) || recs[i+1].frame != r.frame)
+		err := visit(entry{seq: seq, seg: e.seg, frame: r.frame, item: r.item, size: r.size, alone: alone})
+		if err != nil && !errors.Is(err, errDamaged) && !q.j.pruned(err) {
+			return err
+		}
+	}
+	return nil
 }
 
 // exported is one line of an export. Exactly one of payload and payload_base64 is there.
@@ -202,9 +266,18 @@ func (j *Journal) verifySegment(g *segment, r *Report) error {
 	}
 	f, release, err := j.files.get(g.slot)
 	if err != nil {
+		if j.pruned(err) {
+			return nil
+		}
 		return err
 	}
 	defer release()
+	before := len(r.Faults)
+	defer func() {
+		if j.o.ReadOnly && usedAgain(f, g) {
+			r.Faults = r.Faults[:before] // the daemon writes there meanwhile
+		}
+	}()
 	fault := func(off int64, what string) { r.Faults = append(r.Faults, Fault{g.slot.name, off, what}) }
 	b := make([]byte, blockBytes)
 	n, err := f.ReadAt(b, 0)
@@ -239,6 +312,17 @@ func (j *Journal) verifySegment(g *segment, r *Report) error {
 		return j.verifyIndex(g, f, place, fault)
 	}
 	return nil
+}
+
+// usedAgain says whether a file holds another segment by now.
+func usedAgain(f file, g *segment) bool {
+	b := make([]byte, blockBytes)
+	n, err := f.ReadAt(b, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return false
+	}
+	h, ok := parseSegBlock(b[:n])
+	return ok && h.id != g.id
 }
 
 func (j *Journal) verifyIndex(g *segment, f file, place int64, fault func(int64, string)) error {

@@ -70,6 +70,7 @@ type Journal struct {
 	shared     atomic.Int32 // whether frames read for a lone record serve others too
 	lone       atomic.Uint32
 	lastList   atomic.Pointer[recList]
+	full       atomic.Bool // appends are refused for want of space
 	spaceFreed atomic.Bool // the writer, in trouble, tries again at once
 }
 

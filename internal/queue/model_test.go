@@ -27,9 +27,10 @@ type world struct {
 	rnd             func(n int) int
 	n               int
 	qs              map[string]*modelQueue
-	damaged         bool   // on purpose
-	compacted, torn uint64 // of the journals closed so far
-	last            string // what was done last, for messages
+	damaged         bool                     // on purpose
+	compacted, torn uint64                   // of the journals closed so far
+	again           map[string]*modelMessage // acknowledged, by queue and sequence: damage may bring them back
+	last            string                   // what was done last, for messages
 }
 
 type modelQueue struct {

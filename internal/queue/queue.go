@@ -97,7 +97,11 @@ func (q *Queue) Append(ctx context.Context, m Message, done func(seq uint64, err
 	if q.j.o.ReadOnly {
 		return ErrReadOnly
 	}
-	if err := q.admit(ctx, int64(size)); err != nil {
+	if err := q.j.stopped(); err != nil { // before anything is dropped in vain
+		q.makeWay()
+		return err
+	}
+	if err := q.admit(int64(size)); err != nil {
 		return err
 	}
 	err := q.j.enqueue(ctx, &pend{q: q, done: done, m: m, class: m.Priority, size: uint32(size)})
@@ -110,12 +114,16 @@ func (q *Queue) Append(ctx context.Context, m Message, done func(seq uint64, err
 }
 
 // admit checks the bounds of the queue and of the folder and holds room for size bytes.
-func (q *Queue) admit(ctx context.Context, size int64) error {
+func (q *Queue) admit(size int64) error {
 	for {
 		q.mu.Lock()
 		if q.gone {
 			q.mu.Unlock()
 			return ErrClosed
+		}
+		if q.limits.MaxBytes > 0 && size > q.limits.MaxBytes {
+			q.mu.Unlock()
+			return ErrTooLarge // whatever were dropped
 		}
 		over := q.limits.MaxBytes > 0 && q.bytes+q.held+size > q.limits.MaxBytes
 		over = over || !q.j.fits(size)
@@ -132,6 +140,20 @@ func (q *Queue) admit(ctx context.Context, size int64) error {
 		if ok, err := q.dropHead(dropSize); err != nil || !ok {
 			return ErrFull
 		}
+	}
+}
+
+// makeWay drops the oldest message when the disk is full and the policy is to prefer the newest. Space comes free, and appends are taken again, once what
+// shares files with the dropped has left or was moved.
+func (q *Queue) makeWay() {
+	if !q.j.full.Load() {
+		return
+	}
+	q.mu.Lock()
+	drop := q.limits.WhenFull == DropOldest && q.bytes > 0
+	q.mu.Unlock()
+	if drop {
+		_, _ = q.dropHead(dropSize) // what cannot be read now stays
 	}
 }
 

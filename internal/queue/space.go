@@ -308,6 +308,7 @@ func (j *Journal) trouble(err error) {
 	case errors.Is(err, syscall.EROFS) || errors.Is(err, fs.ErrPermission):
 		text = "disk read-only: " + text
 	}
+	j.full.Store(isFull(err))
 	w.backoff = min(max(w.backoff*2, minBackoff), maxBackoff)
 	w.retryAt = time.Now().Add(w.backoff)
 	j.pend.mu.Lock()
@@ -329,6 +330,7 @@ func (j *Journal) probe() {
 		return
 	}
 	j.w.backoff = 0
+	j.full.Store(false)
 	j.pend.mu.Lock()
 	j.pend.stop = nil
 	j.pend.mu.Unlock()

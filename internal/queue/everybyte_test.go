@@ -1,0 +1,134 @@
+package queue
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"testing"
+)
+
+// lived makes a small journal of everything that a folder may hold: sealed segments with and without an index, one that compaction wrote, one in use.
+// It returns the files and what must be delivered.
+func lived(t *testing.T) (*world, map[string]*modelMessage) {
+	w := newWorld(t, rand.New(rand.NewPCG(1, 1)).IntN)
+	w.again = map[string]*modelMessage{}
+	for life := range 6 {
+		w.mustOpen()
+		for range 3 {
+			w.append("press-7", 0, 2, 60)
+			w.append("press-8", uint8(life%2)*5, 1, 150)
+		}
+		if life == 1 {
+			w.setAside("press-8")
+		}
+		w.ack("press-7", 3, true)
+		if life == 4 {
+			w.j.o.SegmentBytes = minSegment / 8 // what compaction must gain
+			w.chores()
+			w.j.o.SegmentBytes = minSegment
+		}
+		w.close()
+		for name, m := range w.qs {
+			for seq, mm := range m.may {
+				w.again[fmt.Sprint(name, seq)] = mm
+			}
+		}
+		w.settleMay()
+	}
+	all := map[string]*modelMessage{}
+	for name, m := range w.qs {
+		for seq, mm := range m.must {
+			all[fmt.Sprint(name, seq)] = mm
+		}
+	}
+	return w, all
+}
+
+// on puts a journal in front of other files.
+func (w *world) on(files map[string]*memFile, name string, data []byte) {
+	w.fs = newMemFS()
+	for n, f := range files {
+		w.fs.files[n] = &memFile{fs: w.fs, data: f.data, durable: f.data}
+	}
+	w.fs.files[name] = &memFile{fs: w.fs, data: data, durable: data}
+}
+
+// TestEveryByteMayFlip flips one bit of every byte that was ever written, in every kind of file, and expects every message whose bytes were not touched.
+func TestEveryByteMayFlip(t *testing.T) {
+	w, all := lived(t)
+	files := maps.Clone(w.fs.files)
+	cold := 0
+	step := 1
+	if underRace {
+		step = 37
+	}
+	flips, lost, worst := 0, 0, 0
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		data := files[name].data
+		if h, ok := parseSegBlock(data); ok && h.cold {
+			cold++
+		}
+		for off := 0; off < len(data); off += step {
+			if data[off] == 0 && off%16 > 0 {
+				continue // most of a file is zeros: padding and what was never used
+			}
+			d := slices.Clone(data)
+			d[off] ^= 1 << (off % 8)
+			w.on(files, name, d)
+			w.last = fmt.Sprintf("flip at %d of %s", off, name)
+			events := 0
+			w.o.Report = func(e Event) {
+				if e.Kind != EventTorn {
+					events++
+				}
+			}
+			missing := len(all) - len(w.read(t, all))
+			flips++
+			lost += missing
+			worst = max(worst, missing)
+			// The most that share a frame here, and with it who they are from and when, is a group of two; or a group of compaction.
+			if limit := 3; missing > limit && !(cold > 0 && missing <= 12) {
+				t.Fatalf("%s: %d of %d messages are gone", w.last, missing, len(all))
+			}
+			if missing > 0 && events == 0 && w.j.Stats().Damaged == 0 && w.j.Stats().Torn == 0 {
+				t.Fatalf("%s: %d messages are gone and nobody says so", w.last, missing)
+			}
+			w.j.Close()
+		}
+	}
+	if cold == 0 {
+		t.Error("no file of compaction among them")
+	}
+	t.Logf("%d flips in %d files, %d messages; %d lost in all, %d at most", flips, len(files), len(all), lost, worst)
+}
+
+// TestEveryLengthOfEveryFile cuts every file at every byte: what lies before the cut is delivered, and what lies in other files.
+func TestEveryLengthOfEveryFile(t *testing.T) {
+	w, all := lived(t)
+	files := maps.Clone(w.fs.files)
+	step := 1
+	if underRace {
+		step = 37
+	}
+	cuts := 0
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		data := files[name].data
+		used := len(bytes.TrimRight(data, "\x00"))
+		before := -1
+		for cut := 0; cut <= used; cut += step {
+			w.on(files, name, slices.Clone(data[:cut]))
+			w.last = fmt.Sprintf("%s cut at %d", name, cut)
+			w.o.Report = nil
+			n := len(w.read(t, all))
+			w.j.Close()
+			cuts++
+			if cut > segDataStart && n < before {
+				t.Fatalf("%s: %d messages, and %d when it was shorter", w.last, n, before)
+			}
+			before = n
+		}
+	}
+	t.Logf("%d cuts in %d files", cuts, len(files))
+}

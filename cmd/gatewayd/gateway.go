@@ -57,6 +57,7 @@ type gateway struct {
 	listening, sending, relaying, keeping *lifetime
 
 	notify notifier
+	roll   *rollCall
 	hup    <-chan os.Signal // SIGHUP; nil = nobody sends it
 }
 
@@ -83,6 +84,7 @@ func newGateway(cfg *config.Config, log *zap.Logger, level zap.AtomicLevel) (*ga
 	g := &gateway{log: log, level: level, events: events, started: time.Now(), syncs: newSyncObserver(), notify: notifier{log}, reloading: make(chan struct{}, 1)}
 	a := &arrangement{cfg: cfg, byName: make(map[string]*identity)}
 	g.now.Store(a)
+	g.roll = newRollCall(g)
 	for _, step := range []func(*arrangement) error{g.openState, g.openIdentities, g.openLocal, g.openAdmin, g.openControl} {
 		if err := step(a); err != nil {
 			g.close()
@@ -250,7 +252,7 @@ func (g *gateway) Run(ctx context.Context) error {
 	reloads.start("control", g.control.Run)
 	reloads.start("reload", g.reloads)
 	g.keeping.start("watchdog", func(ctx context.Context) error {
-		g.notify.supervise(ctx, g.stalled, g.statusLine)
+		g.notify.supervise(ctx, g.roll.stalled, g.statusLine)
 		return nil
 	})
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -38,6 +39,7 @@ type Watcher struct {
 	news     chan struct{} // to Run: a follower may be due
 	printers sync.Pool     // of *printer
 	turns    sync.WaitGroup
+	rounds   atomic.Uint64
 
 	mu        sync.Mutex
 	running   bool
@@ -154,6 +156,14 @@ func (w *Watcher) Remove(s *Store) {
 	w.leave(f, nil)
 }
 
+// Rounds counts how often Run has gone round, and wakes it to do so again: a count
+// that stands still between two calls means that it hangs. A follower whose file
+// system hangs does not stop it.
+func (w *Watcher) Rounds() uint64 {
+	defer wake(w.news)
+	return w.rounds.Load()
+}
+
 // Rescan looks at every file now, as after SIGHUP.
 func (w *Watcher) Rescan() {
 	w.mu.Lock()
@@ -207,7 +217,7 @@ func (w *Watcher) listen(ctx context.Context, queue *fsnotify.Watcher) {
 	alarm := time.NewTimer(0)
 	defer alarm.Stop()
 	lost := false
-	for {
+	for ; ; w.rounds.Add(1) {
 		if again := w.dispatch(time.Now()); !again.IsZero() {
 			alarm.Reset(time.Until(again))
 		}

@@ -84,6 +84,7 @@ type Cloud struct {
 	ids      map[string]*Identity
 	parked   map[string]*Identity // removed, and perhaps back later
 	runnable []*Identity
+	steps    uint64 // begun
 	closed   bool
 	wake     chan struct{}
 }
@@ -195,11 +196,20 @@ func (c *Cloud) next() *Identity {
 		return nil
 	}
 	id := c.runnable[0]
+	c.steps++
 	c.runnable = c.runnable[1:]
 	if len(c.runnable) > 0 {
 		poke(c.wake) // for another worker
 	}
 	return id
+}
+
+// Steps counts the steps that were begun, and says whether others wait. While they
+// do, a count that stands still means that all workers hang.
+func (c *Cloud) Steps() (n uint64, waiting bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.steps, len(c.runnable) > 0
 }
 
 // schedule has a step of the identity run; false when the Cloud has ended.

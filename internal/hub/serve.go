@@ -76,7 +76,7 @@ func (s *Session) serve(ctx context.Context) ending {
 	}
 	stop := hurry(s.live.c)
 	defer func() { stop() }()
-	for {
+	for ; ; s.turns.Add(1) {
 		s.pump()
 		s.look()
 		s.stepCut(ctx)

@@ -27,6 +27,7 @@ type Session struct {
 	keep   *keeper // nil: the keep-alive is fixed
 	board  board
 	shown  *conn // what Status looks at; guarded by board.mu
+	turns  atomic.Uint64
 
 	// All below belongs to Run's goroutine.
 	wg      sync.WaitGroup // readers and trials

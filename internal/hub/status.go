@@ -92,6 +92,20 @@ func (b *board) count(result string) {
 	b.set(func(st *Status) { st.Connects[result]++ })
 }
 
+// Turns counts how often Run has looked around, and wakes it when it is connected
+// so that it does so again. A count that stands still for longer than Timing.Write
+// between two calls, connected at both, means that Run hangs. Unconnected, Run waits
+// for others, each time for a bounded time.
+func (s *Session) Turns() (n uint64, connected bool) {
+	s.board.mu.Lock()
+	defer s.board.mu.Unlock()
+	if s.shown == nil {
+		return s.turns.Load(), false
+	}
+	defer poke(s.shown.wake)
+	return s.turns.Load(), true
+}
+
 // Status returns a copy.
 func (s *Session) Status() Status {
 	s.board.mu.Lock()

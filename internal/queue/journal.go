@@ -65,6 +65,8 @@ type Journal struct {
 
 	w writer
 
+	turns      atomic.Uint64 // of the writer
+	chores     atomic.Uint64 // of the housekeeper
 	nextSeg    atomic.Uint64
 	liveBytes  atomic.Int64 // size of all that waits or is kept aside, with overhead
 	shared     atomic.Int32 // whether frames read for a lone record serve others too
@@ -182,6 +184,11 @@ func (j *Journal) newQueueLocked(name string, qid uint32) *Queue {
 	j.byID[qid] = q
 	return q
 }
+
+// Turns counts how often the writer and the housekeeper have gone round. While Run runs, the writer does so every second, but for a group that it
+// writes or a SyncInterval that it waits for, and the housekeeper every few seconds, but for a chore. A count that stands still means a disk that
+// hangs or a callback that blocks.
+func (j *Journal) Turns() (writer, housekeeper uint64) { return j.turns.Load(), j.chores.Load() }
 
 func (j *Journal) report(e Event) {
 	if j.o.Report != nil {

@@ -12,7 +12,7 @@ import (
 func (j *Journal) keep(ctx context.Context) {
 	tick := time.NewTicker(tickInterval)
 	defer tick.Stop()
-	for {
+	for ; ; j.chores.Add(1) {
 		select {
 		case <-ctx.Done():
 			return

@@ -61,6 +61,7 @@ func (j *Journal) Run(ctx context.Context) error {
 			j.rest()
 		}
 		j.commit(false)
+		j.turns.Add(1)
 	}
 	stop()
 	<-keeper

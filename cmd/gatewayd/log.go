@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/buffer"
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/term"
 )
@@ -32,6 +33,9 @@ func newLogger(w io.Writer, level zap.AtomicLevel, format string) *zap.Logger {
 		encoder = zapcore.NewConsoleEncoder(enc)
 	} else {
 		encoder = zapcore.NewJSONEncoder(enc)
+	}
+	if toJournal(w) {
+		encoder = journalEncoder{encoder, buffer.NewPool()}
 	}
 	// A log that cannot be written must not disturb the data path; zap drops the
 	// line when the write fails.

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"golang.org/x/sys/unix"
 
 	"gatewayd/internal/config"
 )
@@ -55,6 +57,7 @@ func runGateway(ctx context.Context, cfg *config.Config) error {
 	if err != nil {
 		return &exitError{exitUsage, fmt.Errorf("log.level: %w", err)}
 	}
+	dieBySignal()
 	atomic := zap.NewAtomicLevelAt(level)
 	log := newLogger(os.Stderr, atomic, cfg.Log.Format)
 	tuneMemory()
@@ -70,4 +73,14 @@ func runGateway(ctx context.Context, cfg *config.Config) error {
 	defer signal.Stop(hup)
 	g.hup = hup
 	return g.Run(ctx)
+}
+
+// dieBySignal makes a panic and the watchdog's SIGABRT end the process by a signal,
+// after the stacks are printed. The runtime's own way is exit code 2, which stands
+// for a configuration that cannot be used, and which systemd does not restart. The
+// core that such a signal leaves would hold private keys, so there is none.
+func dieBySignal() {
+	debug.SetTraceback("crash")
+	// Lowering a limit of one's own is always allowed.
+	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
 }

@@ -21,6 +21,10 @@ type identity struct {
 	running *component // the session; nil before Run
 }
 
+// packSuffix makes the name of the queue in which an identity's session writes down
+// its packs.
+const packSuffix = "/packs"
+
 func (g *gateway) openIdentities(a *arrangement) error {
 	g.pacer = hub.NewPacer(hub.Pace{Connects: a.cfg.Hub.ConnectRate, Sends: a.cfg.Hub.SendRate})
 	g.watcher = certstore.NewWatcher(certstore.WatcherOptions{Log: g.log.Named("certs")})
@@ -69,6 +73,9 @@ func (g *gateway) openIdentity(cfg *config.Config, c config.Identity) (*identity
 	session := sessionConfig(c, g.clock, id.roots.Pool, cfg.Queue.SetAsideAfter)
 	id.wire = g.wire.of(c.Name)
 	session.Wire = &id.wire.wire
+	session.Packs = func() (*queue.Queue, error) {
+		return g.journal.Queue(c.Name+packSuffix, queue.Limits{Always: true})
+	}
 	if session.Commands, err = addCommands(g.cloud, c); err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 
 	"gatewayd/internal/config"
 	"gatewayd/internal/downstream"
+	"gatewayd/internal/hub"
 	"gatewayd/internal/queue"
 )
 
@@ -131,6 +132,7 @@ func writePreview(w io.Writer, cfg *config.Config, v downstream.Preview) {
 	if m.MaxAge > 0 {
 		line("max age", "%s", m.MaxAge.Round(time.Millisecond))
 	}
+	previewPack(line, m)
 	body := m.Payload
 	if m.ContentEncoding == "gzip" {
 		line("body", "%d bytes of gzip, which are:", len(body))
@@ -143,6 +145,24 @@ func writePreview(w io.Writer, cfg *config.Config, v downstream.Preview) {
 		return
 	}
 	fmt.Fprintf(w, "%s\n", body)
+}
+
+// previewPack says with what the message travels, and as what.
+func previewPack(line func(name, format string, args ...any), m *queue.Message) {
+	if m.Pack.MaxBytes == 0 {
+		return
+	}
+	what := "array"
+	if m.Pack.Lines {
+		what = "lines"
+	}
+	if m.Pack.Gzip {
+		what += ", compressed"
+	}
+	line("pack", "with others of the route, up to %d bytes or %v (%s), as:", m.Pack.MaxBytes, m.Pack.MaxDelay, what)
+	as := *m
+	as.Accepted, as.AcceptedTrusted = time.Now(), true
+	line("element", "%s", hub.AppendElement(nil, &as))
 }
 
 // unzip is for showing; a body that is no gzip is shown as it is.

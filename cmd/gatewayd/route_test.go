@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -19,6 +20,7 @@ routes:
     on_error: drop
   - {match: zip/+, to: press-7, compress: gzip, transform: "[range(200)]", only_changes: {max_interval: 1m}}
   - {match: odd/+, to: press-7, filter: .x, on_error: set-aside}
+  - {match: pack/+, to: press-7, properties: {sensor: "{1}"}, compress: gzip, pack: {max_bytes: 4KiB, max_delay: 2s}}
 `)
 	for _, tt := range []struct {
 		name, stdin string
@@ -51,7 +53,12 @@ routes:
 			}
 		})
 	}
-	out, _, err := execute(t, newRouteCommand(), "", "-c", s.path("config.yaml"), "zip/a", "1")
+	out, _, err := execute(t, newRouteCommand(), "", "-c", s.path("config.yaml"), "pack/a", `{ "t": 1 }`)
+	element := regexp.MustCompile(`\npack       with others of the route, up to 4096 bytes or 2s \(array, compressed\), as:\nelement    \{"time":[0-9]{13},"properties":\{"sensor":"a"\},"body":\{"t":1\}\}\nbody       10 bytes:\n`)
+	if err != nil || !element.MatchString(out) {
+		t.Errorf("%v\n%s", err, out)
+	}
+	out, _, err = execute(t, newRouteCommand(), "", "-c", s.path("config.yaml"), "zip/a", "1")
 	if err != nil || !strings.Contains(out, "encoding   gzip\n") || !strings.Contains(out, "bytes of gzip, which are:\n[0,1,2,") {
 		t.Errorf("%v\n%s", err, out)
 	}

@@ -9,6 +9,7 @@ import (
 
 	"gatewayd/internal/config"
 	"gatewayd/internal/downstream"
+	"gatewayd/internal/queue"
 )
 
 // sources are where readings come from beside the listeners: brokers, programs
@@ -276,6 +277,11 @@ func routeOf(r config.Route) downstream.Route {
 		OnlyChanges: downstream.OnlyChanges{
 			Deadband: r.OnlyChanges.Deadband, Deadbands: r.OnlyChanges.Deadbands, MinInterval: r.OnlyChanges.MinInterval, MaxInterval: r.OnlyChanges.MaxInterval,
 		},
+	}
+	if r.Pack.MaxBytes > 0 {
+		// The pack is compressed instead of what is in it.
+		out.Pack = queue.Pack{MaxBytes: int(r.Pack.MaxBytes), MaxDelay: r.Pack.MaxDelay, Lines: r.Pack.Format == config.PackNDJSON, Gzip: out.Gzip}
+		out.Gzip = false
 	}
 	switch r.OnError {
 	case config.OnErrorDrop:

@@ -281,9 +281,16 @@ type OnlyChanges struct {
 
 // Pack says how several readings become one hub message.
 type Pack struct {
-	MaxBytes int64 // 0 = off
-	MaxDelay time.Duration
+	MaxBytes int64         // of the hub message; 0 = off
+	MaxDelay time.Duration // how long a reading waits for others
+	Format   string        // PackJSON or PackNDJSON
 }
+
+// What the body of a pack is.
+const (
+	PackJSON   = "json"   // an array
+	PackNDJSON = "ndjson" // one object per line
+)
 
 // Admin is the operator's listener.
 type Admin struct {
@@ -359,6 +366,6 @@ func defaultRoute() Route {
 		TypeAssumed:     true,
 		EncodingAssumed: true,
 		OnError:         OnErrorSetAside,
-		Pack:            Pack{MaxDelay: time.Second},
+		Pack:            Pack{MaxDelay: time.Second, Format: PackJSON},
 	}
 }

@@ -217,16 +217,16 @@ func TestEveryKeyIsHonoured(t *testing.T) {
 		Routes: []Route{{
 			Name: "routes[0]", Match: "sensors/+/+/#", To: "press-{2}.filter",
 			Properties:      map[string]string{"sensor": "{1}", "rest": "a{3}b{c}", "n": "5"},
-			ContentEncoding: "utf-8", EncodingAssumed: true, Set: map[string]string{}, OnError: "set-aside", Pack: Pack{MaxDelay: time.Second}, MaxAge: time.Hour, Priority: 9,
+			ContentEncoding: "utf-8", EncodingAssumed: true, Set: map[string]string{}, OnError: "set-aside", Pack: Pack{MaxBytes: 4096, MaxDelay: 5 * time.Second, Format: PackNDJSON}, MaxAge: time.Hour, Priority: 9,
 		}, {
 			Name: "routes[1]", Match: "out", To: "press-8.filter", Properties: map[string]string{},
-			ContentType: "application/json", ContentEncoding: "utf-8", TypeAssumed: true, EncodingAssumed: true, Output: "alarms", Pack: Pack{MaxDelay: time.Second},
+			ContentType: "application/json", ContentEncoding: "utf-8", TypeAssumed: true, EncodingAssumed: true, Output: "alarms", Pack: Pack{MaxDelay: time.Second, Format: PackJSON},
 			Filter: ".level > 2", Transform: "{level, topic: $topic}", Set: map[string]string{"level": ".level"}, OnError: "pass", Compress: "gzip",
 			OnlyChanges: OnlyChanges{Deadbands: map[string]float64{"level": 0.5, "m.s": 1}, MinInterval: time.Second, MaxInterval: 10 * time.Minute},
 		}, {
 			Name: "routes[2]", Match: "in", To: "press", Properties: map[string]string{}, ContentType: "application/json", ContentEncoding: "utf-8",
 			TypeAssumed: true, EncodingAssumed: true,
-			Set: map[string]string{}, OnError: "set-aside", Pack: Pack{MaxDelay: time.Second},
+			Set: map[string]string{}, OnError: "set-aside", Pack: Pack{MaxDelay: time.Second, Format: PackJSON},
 			OnlyChanges: OnlyChanges{Deadband: 2, MaxInterval: time.Minute},
 		}},
 		Queue: Journal{SyncInterval: 20 * time.Millisecond, MaxBytes: 2 << 30, SegmentBytes: 1 << 20, SetAsideAfter: 9},

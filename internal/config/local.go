@@ -168,6 +168,7 @@ func (d *decoder) route(n *yaml.Node, path string) Route {
 	p := o.object("pack")
 	p.sizeOrOff("max_bytes", &r.Pack.MaxBytes, 256, 256<<10)
 	p.duration("max_delay", &r.Pack.MaxDelay, time.Millisecond, time.Hour)
+	p.choice("format", &r.Pack.Format, PackJSON, PackNDJSON)
 	p.finish()
 	o.duration("max_age", &r.MaxAge, 0, longest)
 	o.whole("priority", &r.Priority, 0, 9)

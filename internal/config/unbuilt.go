@@ -8,8 +8,7 @@ import "strings"
 // identity's own keys too.
 func unbuilt(key string) bool {
 	switch key {
-	case "downstream.broker[].local_topics",
-		"routes[].pack.max_bytes":
+	case "downstream.broker[].local_topics":
 		return true
 	}
 	return false

@@ -176,7 +176,7 @@ func (g *Gate) message(a Arrival, route Decision) (queue.Message, error) {
 	}
 	m := queue.Message{
 		Source: a.Client.Name(), Topic: a.Topic, Route: route.Route,
-		Output: route.Output, Properties: properties, Priority: route.Priority, MaxAge: route.MaxAge, Payload: a.Payload,
+		Output: route.Output, Properties: properties, Priority: route.Priority, MaxAge: route.MaxAge, Pack: route.Pack, Payload: a.Payload,
 	}
 	m.ContentType, m.ContentEncoding = labels(a, route)
 	if a.MaxAge > 0 && (m.MaxAge == 0 || a.MaxAge < m.MaxAge) {

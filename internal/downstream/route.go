@@ -35,6 +35,7 @@ type Route struct {
 	Output                       string        // module output
 	Priority                     uint8         // 0 to 9, higher first
 	MaxAge                       time.Duration // 0 = the identity's own
+	Pack                         queue.Pack    // how several readings become one hub message
 
 	// What happens to the message before it is stored: jq programs over the body
 	// as it came ("" = none), which know $topic and $properties, then OnlyChanges
@@ -57,6 +58,7 @@ type Decision struct {
 	Output          string
 	Priority        uint8
 	MaxAge          time.Duration
+	Pack            queue.Pack
 
 	typeAssumed, encodingAssumed bool // as in Route
 
@@ -165,7 +167,7 @@ func (r *Router) Route(topic string) (Decision, error) {
 		d := Decision{
 			Identity: rule.to.expand(taken), Route: rule.route.Name,
 			ContentType: rule.route.ContentType, ContentEncoding: rule.route.ContentEncoding,
-			Output: rule.route.Output, Priority: rule.route.Priority, MaxAge: rule.route.MaxAge,
+			Output: rule.route.Output, Priority: rule.route.Priority, MaxAge: rule.route.MaxAge, Pack: rule.route.Pack,
 			typeAssumed: rule.route.TypeAssumed, encodingAssumed: rule.route.EncodingAssumed,
 			programs: rule.programs, taken: rule.taken,
 		}

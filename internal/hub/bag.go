@@ -24,6 +24,11 @@ const (
 // without $.ctime, because a wrong time is worse than the hub's own.
 var plausibleTime = time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
 
+// stamped says whether the time of a message may be told.
+func stamped(m *queue.Message) bool {
+	return !m.Accepted.IsZero() && (m.AcceptedTrusted || m.Accepted.After(plausibleTime))
+}
+
 // appendTopic appends the telemetry topic with its property bag: system
 // properties first, then the user's in their order, names and values
 // percent-encoded. "$" is escaped as all Azure SDKs escape it. A device that speaks
@@ -57,9 +62,9 @@ func appendTopic(dst []byte, prefix string, m *queue.Message) []byte {
 		}
 	}
 	system("%24.mid", id)
-	if t := m.Accepted; !timed && !t.IsZero() && (m.AcceptedTrusted || t.After(plausibleTime)) {
+	if !timed && stamped(m) {
 		separate()
-		dst = appendTime(append(dst, "%24.ctime="...), t)
+		dst = appendTime(append(dst, "%24.ctime="...), m.Accepted)
 	}
 	system("%24.ct", m.ContentType)
 	system("%24.ce", m.ContentEncoding)

@@ -40,6 +40,11 @@ type Config struct {
 	// DialContext makes the connection below TLS, to the hub or to the proxy; nil = TCP.
 	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
 
+	// Packs is the queue in which the session writes down which readings it sends
+	// together, so that a resend is the same after a crash; it is asked for when the
+	// first reading is to be packed. nil = that is not written down.
+	Packs func() (*queue.Queue, error)
+
 	Timing Timing
 }
 

@@ -38,8 +38,8 @@ type settings struct {
 	keep         *keeper       // what is kept, when it changes; nil: keepAlive
 	window       int
 	writeTimeout time.Duration
-	commands     Commands         // nil: only publish
-	acked        func(seq uint64) // called in the order of sending
+	commands     Commands             // nil: only publish
+	acked        func(seq uint64) int // called in the order of sending; returns how many readings it was
 	delivered    *atomic.Uint64
 	unknownAcks  *atomic.Uint64
 }

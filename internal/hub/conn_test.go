@@ -36,10 +36,11 @@ func newScript(t testing.TB, change func(*settings)) *script {
 	near, far := hubtest.Pipe()
 	s := &script{t: t, far: far, in: packet.NewReader(far, 1<<20)}
 	set := settings{id: Identity{HostName: "h", DeviceID: "d"}, keepAlive: time.Minute, window: 8, writeTimeout: time.Minute,
-		delivered: &s.delivered, unknownAcks: &s.unknown, acked: func(seq uint64) {
+		delivered: &s.delivered, unknownAcks: &s.unknown, acked: func(seq uint64) int {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			s.acked = append(s.acked, seq)
+			return 1
 		}}
 	if change != nil {
 		change(&set)

@@ -27,8 +27,34 @@
 //
 // # The way of a message
 //
-// [Session.Run] → serve → pump → nextMessage → publish (appendTopic, undeliverable)
+// [Session.Run] → serve → pump → next → publish (appendTopic, undeliverable)
 // → conn.send → the hub → conn.read → settle → Queue.Ack.
+//
+// # Packs
+//
+// Readings whose route says so travel together. They are packed when they are sent,
+// from what the queue holds, because only then is it known what waits: after an
+// outage packs are full. But a pack that is sent again must be the same again, or a
+// reading would arrive under two ids and nobody could tell. Boundaries that follow
+// from the readings alone, such as their times, do not do that: what may join depends
+// on what was durable at the moment of sending, and on clocks that are corrected.
+// So the members of a pack are written down before it is sent, in a queue of its
+// own beside the identity's (packlog.go gives the format). That costs no sync of its
+// own: the record shares one with whatever arrives, several packs share one record's
+// wait, and packs are made ahead while the window is full.
+//
+//	read → open pack → full, or max_delay over → closed → record on disk → sent →
+//	PUBACK → members acknowledged → record acknowledged
+//
+// A closed pack only loses members. A new reader, after a reconnect or a restart,
+// puts each member back where the record says; open packs were never sent and are
+// made anew. The members are acknowledged before the record, and one group of the
+// journal takes both or the first alone, so a crash leaves no member without its
+// record. A record whose members are all gone goes when the reader has passed them.
+//
+// A pack is one message in the window, for the pacer and for poison. When it is
+// condemned it is taken apart: a pack of each member, written down before the old
+// record goes; of two records that name a message the later one holds.
 //
 // # The way of a certificate
 //

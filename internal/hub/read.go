@@ -110,13 +110,14 @@ func (c *conn) settle(commits []uint64) []uint64 {
 	if len(commits) == 0 {
 		return commits
 	}
+	readings := 0
 	for _, seq := range commits {
-		c.set.acked(seq)
+		readings += c.set.acked(seq)
 	}
 	now := c.now()
 	c.firstAck.CompareAndSwap(0, now)
 	c.lastAck.Store(now)
-	c.set.delivered.Add(uint64(len(commits)))
+	c.set.delivered.Add(uint64(readings))
 	c.answered()
 	if cap(commits) > settleAt {
 		return nil

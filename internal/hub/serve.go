@@ -2,6 +2,7 @@ package hub
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -38,6 +39,9 @@ func (s *Session) take(c *conn) {
 		s.remember(old)
 	}
 	s.live = live{c: c, in: s.q.newReader(), accepted: time.Now()}
+	if s.packs != nil {
+		s.packs.reread()
+	}
 	s.pace.grown = s.live.accepted
 	if s.suspicious.Load() {
 		s.withPoison((*poison).connected)
@@ -102,6 +106,7 @@ func (s *Session) serve(ctx context.Context) ending {
 			s.answered(code)
 		case <-s.cut.dead():
 			s.cutFailed(classify(s.cut.next.refusal(), StepConnect, s.cut.next.presented))
+		case <-s.packs.recorded():
 		case <-s.alarm.fired():
 			s.alarm.rang()
 		}
@@ -118,15 +123,17 @@ func (s *Session) pump() {
 	l := &s.live
 	left := s.allowance()
 	for left > 0 && len(l.c.batch) < flushAt {
-		m, ok := s.nextMessage()
+		u, ok := s.next()
 		if !ok {
 			break
 		}
-		if s.publish(m) && s.cut.rotating != nil {
+		if s.publish(u) && s.cut.rotating != nil {
 			s.cut.rotating.busy = true
 		}
-		l.held = queue.Message{}
 		left--
+	}
+	if left <= 0 {
+		s.packAhead()
 	}
 	full := len(l.c.batch) >= flushAt
 	l.c.send()
@@ -179,14 +186,17 @@ func (s *Session) carefully() int {
 // rewind begins again at the oldest message that waits.
 func (s *Session) rewind() {
 	s.live.in, s.live.held, s.live.idle, s.live.skipped = s.q.newReader(), queue.Message{}, false, 0
+	if s.packs != nil {
+		s.packs.reread()
+	}
 }
 
 // leaveOut says whether a message has to wait until it is known what the suspect
 // does. When nothing else is there, or only more of the same sensor for a long way,
 // the suspect goes without a comparison.
-func (s *Session) leaveOut(m *queue.Message) (skip bool) {
+func (s *Session) leaveOut(seq uint64, source string) (skip bool) {
 	if s.suspicious.Load() {
-		s.withPoison(func(p *poison) { skip = p.skip(m.Seq, m.Source) })
+		s.withPoison(func(p *poison) { skip = p.skip(seq, source) })
 	}
 	if skip {
 		s.live.skipped++
@@ -194,59 +204,161 @@ func (s *Session) leaveOut(m *queue.Message) (skip bool) {
 	return skip
 }
 
-// nextMessage is the next one to publish; false when there is none, or not yet. It is
-// the caller's until done with it.
-func (s *Session) nextMessage() (*queue.Message, bool) {
-	l := &s.live
-	for l.held.Seq == 0 {
-		if l.idle {
-			return nil, false
-		}
-		m, ok, err := l.in.Next()
-		switch {
-		case err != nil:
-			s.log().Error("cannot read from the queue", zap.Error(err))
-			l.sendAt = time.Now().Add(brokenRead)
-			s.alarm.at(l.sendAt)
-			return nil, false
-		case (!ok || l.skipped >= maxSkipped) && l.skipped > 0:
-			s.withPoison(func(p *poison) { p.alone() })
-			s.rewind()
-		case !ok:
-			l.idle = true
-			s.limbo = nil // all that waits was read once more
-			if l.c.inFlight() == 0 && s.suspicious.Load() {
-				s.withPoison((*poison).forget) // it left the queue in another way
+// unit is what is published at once: a message that travels alone, or a pack.
+type unit struct {
+	m *queue.Message
+	p *pack
+}
+
+// next is what to publish next; false when there is nothing, or not yet. It is the
+// caller's until done with it, and has its share of the send rate.
+func (s *Session) next() (unit, bool) {
+	for {
+		u, ok := s.chooseUnit()
+		if !ok {
+			if !s.read() {
+				return unit{}, false
 			}
-			return nil, false
-		case !s.leaveOut(&m):
-			l.held = m
+			continue
+		}
+		if wait, ok := s.pacer.send(); !ok {
+			s.live.sendAt = time.Now().Add(wait)
+			s.alarm.at(s.live.sendAt)
+			return unit{}, false
+		}
+		return u, true
+	}
+}
+
+// chooseUnit is the best of what is at hand.
+func (s *Session) chooseUnit() (unit, bool) {
+	l := &s.live
+	for {
+		p := s.nextPack()
+		switch {
+		case p != nil && (l.held.Seq == 0 || p.class >= l.held.Priority):
+			if s.leaveOut(p.unit(), p.source()) {
+				s.packs.remove(slices.Index(s.packs.closed, p))
+				continue
+			}
+			return unit{p: p}, true
+		case l.held.Seq != 0:
+			return unit{m: &l.held}, true
+		}
+		return unit{}, false
+	}
+}
+
+// packAhead packs what waits while there is no room in the window, so that writing
+// packs down costs no time when there is.
+func (s *Session) packAhead() {
+	l := &s.live
+	if s.packs == nil || s.suspicious.Load() || time.Now().Before(l.sendAt) {
+		return
+	}
+	for l.held.Seq == 0 && s.read() {
+	}
+}
+
+// read takes one message from the queue, into its pack or to be sent by itself. false
+// when there is nothing to be had at the moment.
+func (s *Session) read() bool {
+	l := &s.live
+	if s.packs != nil {
+		s.packs.sweep()
+		s.closeDue()
+		if s.packs.full() {
+			return false
 		}
 	}
-	if wait, ok := s.pacer.send(); !ok {
-		l.sendAt = time.Now().Add(wait)
-		s.alarm.at(l.sendAt)
-		return nil, false
+	if l.idle {
+		if l.skipped == 0 || !s.packs.resting() {
+			return false
+		}
+		s.withPoison(func(p *poison) { p.alone() })
+		s.rewind()
 	}
-	return &l.held, true
+	m, ok, err := l.in.Next()
+	switch {
+	case err != nil:
+		s.cannotRead(err)
+		return false
+	case (!ok || l.skipped >= maxSkipped) && l.skipped > 0 && (s.packs.resting() || l.skipped >= maxSkipped):
+		s.withPoison(func(p *poison) { p.alone() })
+		s.rewind()
+	case !ok:
+		l.idle = true
+		s.readAll()
+	default:
+		return s.arrange(m)
+	}
+	return true
+}
+
+func (s *Session) cannotRead(err error) {
+	s.log().Error("cannot read from the queue", zap.Error(err))
+	s.live.sendAt = time.Now().Add(brokenRead)
+	s.alarm.at(s.live.sendAt)
+}
+
+// readAll draws the conclusions from a queue that has nothing more to give.
+func (s *Session) readAll() {
+	if s.packs != nil {
+		s.closeDue()
+	}
+	if !s.packs.resting() {
+		return
+	}
+	s.limbo = nil // all that waits was read once more
+	if s.live.c.inFlight() == 0 && s.suspicious.Load() {
+		s.withPoison((*poison).forget) // it left the queue in another way
+	}
+}
+
+// arrange puts a message that was read where it belongs.
+func (s *Session) arrange(m queue.Message) bool {
+	if m.Pack.MaxBytes > 0 && s.packs == nil {
+		if err := s.startPacks(); err != nil {
+			s.rewind()
+			s.cannotRead(err)
+			return false
+		}
+	}
+	if s.packs != nil && s.packed(&m) {
+		return true
+	}
+	if !s.leaveOut(m.Seq, m.Source) {
+		s.live.held = m
+	}
+	return true
 }
 
 // publish puts one message into the batch, or out of the way when the hub would
 // close the connection over it.
-func (s *Session) publish(m *queue.Message) bool {
+func (s *Session) publish(u unit) bool {
+	if u.p != nil {
+		return s.publishPack(u.p)
+	}
+	m := u.m
+	defer func() { s.live.held = queue.Message{} }()
 	s.topic = appendTopic(s.topic[:0], s.events, m)
 	if reason := undeliverable(m, len(s.topic), s.cfg.GatewayHostName != ""); reason != "" {
 		s.setAside(m.Seq, reason)
 		return false
 	}
-	_, again := s.limbo[m.Seq]
+	return s.put(m.Seq, 1, m.Payload)
+}
+
+// put hands what has s.topic over to the connection.
+func (s *Session) put(seq uint64, readings int, payload []byte) bool {
+	_, again := s.limbo[seq]
 	if again {
-		delete(s.limbo, m.Seq)
-		s.board.set(func(st *Status) { st.Resent++ })
+		delete(s.limbo, seq)
+		s.board.set(func(st *Status) { st.Resent += uint64(readings) })
 	}
-	if err := s.live.c.publish(m.Seq, string(s.topic), m.Payload, again); err != nil {
+	if err := s.live.c.publish(seq, string(s.topic), payload, again); err != nil {
 		// The sizes were checked, so this is a message that nobody can send.
-		s.setAside(m.Seq, err.Error())
+		s.condemn(seq, err.Error())
 		s.live.c.kill(err)
 		return false
 	}

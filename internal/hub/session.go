@@ -42,6 +42,11 @@ type Session struct {
 	woken   string // credentials for which a wait was cut short
 	alarm   alarm
 	topic   []byte // scratch
+	element []byte // scratch
+
+	openPacks   func() (boundaries, error) // nil: packs are not written down
+	packs       *packs                     // nil until a reading has to be packed
+	sharedPacks atomic.Pointer[packs]      // the same, for connections' readers
 
 	suspicious atomic.Bool // poison is active
 	poisonMu   sync.Mutex
@@ -52,7 +57,14 @@ type Session struct {
 // network. The queue and the credentials are the identity's own, the pacer is
 // shared by all.
 func NewSession(cfg Config, q *queue.Queue, creds Credentials, pacer *Pacer, log *zap.Logger) *Session {
-	return newSession(cfg, queueOutbox{q}, creds, pacer, log)
+	s := newSession(cfg, queueOutbox{q}, creds, pacer, log)
+	if cfg.Packs != nil {
+		s.openPacks = func() (boundaries, error) {
+			q, err := cfg.Packs()
+			return queueOutbox{q}, err
+		}
+	}
+	return s
 }
 
 func newSession(cfg Config, q outbox, creds Credentials, pacer *Pacer, log *zap.Logger) *Session {
@@ -275,12 +287,21 @@ func (s *Session) credentials() string {
 	return names
 }
 
-// acked is called by connections' readers, in the order of sending.
-func (s *Session) acked(seq uint64) {
-	s.q.Ack(seq)
+// acked is called by connections' readers, in the order of sending. It returns how
+// many readings the message was.
+func (s *Session) acked(seq uint64) int {
+	n, packed := 1, false
+	if ps := s.sharedPacks.Load(); ps != nil {
+		n, packed = ps.ack(s.q, seq)
+	}
+	if !packed {
+		s.q.Ack(seq)
+		n = 1
+	}
 	if s.suspicious.Load() {
 		s.withPoison(func(p *poison) { p.acked(seq) })
 	}
+	return n
 }
 
 // withPoison looks at the suspicion under its lock.
@@ -300,6 +321,6 @@ func (s *Session) poisonDied(e ending) {
 	s.withPoison(func(p *poison) { condemned = p.died(e.oldest, e.inFlight) })
 	if condemned != 0 {
 		s.pace.limit = s.pace.most
-		s.setAside(condemned, "the hub closes the connection over it, and acknowledges others")
+		s.condemn(condemned, "the hub closes the connection over it, and acknowledges others")
 	}
 }

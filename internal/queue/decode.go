@@ -137,6 +137,7 @@ func (v frameView) meta(off int, m *Message) error {
 			return err
 		}
 	}
+	m.Pack.parse(&c)
 	if c.bad {
 		return errDamaged
 	}

@@ -60,7 +60,8 @@
 //	1  base      u64 origin, random per Open; varint Unix milliseconds; u8 wall clock trusted; 16 bytes boot id; varint milliseconds since boot
 //	2  string    bytes
 //	3  meta      source, topic, route, content type, content encoding, output, each a reference; uvarint max age in milliseconds; uvarint n; n times key
-//	             and value. A reference is a uvarint: odd = place of a string item, shifted; even = length, shifted, and the bytes.
+//	             and value; then, of messages that may be sent together and by older versions not written, uvarint bytes, uvarint delay in
+//	             milliseconds, u8 flags (1: lines, 2: gzip). A reference is a uvarint: odd = place of a string item, shifted; even = length, shifted, and the bytes.
 //	4  message   u8 class (0 to 9 priority, 10 set aside; 0x10: id follows); uvarint queue; uvarint sequence; varint milliseconds after the base; uvarint
 //	             place of the base; uvarint place of the meta; with 0x10: uvarint first sequence, uvarint sequence and u8 class of the copy that this one
 //	             replaces, id, reason, u8 priority; payload

@@ -183,7 +183,7 @@ func (b *builder) meta(m *Message) int {
 
 func sameMeta(a, b *Message) bool {
 	return a.Topic == b.Topic && a.Source == b.Source && a.Route == b.Route && a.ContentType == b.ContentType && a.ContentEncoding == b.ContentEncoding &&
-		a.Output == b.Output && a.MaxAge == b.MaxAge && slices.Equal(a.Properties, b.Properties)
+		a.Output == b.Output && a.MaxAge == b.MaxAge && a.Pack == b.Pack && slices.Equal(a.Properties, b.Properties)
 }
 
 func (b *builder) appendMeta(m *Message) int {
@@ -204,10 +204,49 @@ func (b *builder) appendMeta(m *Message) int {
 		buf = b.appendRef(buf, m.Properties[i].Key)
 		buf = b.appendRef(buf, m.Properties[i].Value)
 	}
+	if m.Pack != (Pack{}) {
+		buf = m.Pack.append(buf)
+	}
 	endItem(buf, start, b.salt)
 	b.buf = buf
 	return start - b.frame
 }
+
+// Flags of a pack in a meta item.
+const (
+	packLines = 1
+	packGzip  = 2
+)
+
+func (p *Pack) append(b []byte) []byte {
+	b = binary.AppendUvarint(b, uint64(p.MaxBytes))
+	b = binary.AppendUvarint(b, uint64(p.MaxDelay/time.Millisecond))
+	flags := byte(0)
+	if p.Lines {
+		flags |= packLines
+	}
+	if p.Gzip {
+		flags |= packGzip
+	}
+	return append(b, flags)
+}
+
+// parse reads what append wrote; nothing is the pack of a message that travels alone.
+func (p *Pack) parse(c *cursor) {
+	*p = Pack{}
+	if len(c.b) == 0 {
+		return
+	}
+	bytes, delay, flags := c.uvarint(), c.uvarint(), c.byte()
+	if bytes > maxItemBytes || delay > uint64(maxPackDelay/time.Millisecond) {
+		c.bad = true
+		return
+	}
+	*p = Pack{MaxBytes: int(bytes), MaxDelay: time.Duration(delay) * time.Millisecond, Lines: flags&packLines != 0, Gzip: flags&packGzip != 0}
+}
+
+// maxPackDelay is beyond every delay that makes sense.
+const maxPackDelay = 1000 * time.Hour
 
 // share spells a string out once per frame when a reference is shorter.
 func (b *builder) share(s string) {

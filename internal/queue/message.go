@@ -39,8 +39,21 @@ type Message struct {
 
 	Priority uint8         // MinPriority to MaxPriority
 	MaxAge   time.Duration // 0 = the identity's; kept to the millisecond
+	Pack     Pack          // how it may travel with its neighbours
 
 	Payload []byte
+}
+
+// Pack says that a message may be sent together with others of its route. The queue only keeps it.
+type Pack struct {
+	MaxBytes int           // of what is sent at once; 0 = the message travels alone and as it is
+	MaxDelay time.Duration // how long it waits for others; kept to the millisecond
+	Lines    bool          // one per line instead of an array
+	Gzip     bool          // what is sent at once is compressed
+}
+
+func (p Pack) invalid() bool {
+	return p.MaxBytes < 0 || p.MaxBytes > maxItemBytes || p.MaxDelay < 0 || p.MaxDelay > maxPackDelay
 }
 
 // size is what a message counts against MaxBytes: its payload and strings, without the journal's own overhead.
@@ -72,6 +85,8 @@ type Limits struct {
 	MaxBytes int64
 	MaxAge   time.Duration
 	WhenFull Policy
+	// Always lets messages in although Options.MaxBytes is reached: for the little that is noted to empty other queues.
+	Always bool
 }
 
 // Reasons under which a message may leave a queue without the hub's acknowledgement (keys of Stats.Dropped).

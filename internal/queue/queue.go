@@ -91,7 +91,7 @@ func (q *Queue) Ready() <-chan struct{} { return q.ready }
 // until ctx ends. What m refers to may be used again as soon as Append has returned.
 func (q *Queue) Append(ctx context.Context, m Message, done func(seq uint64, err error)) error {
 	size := m.size()
-	if size > MaxMessageBytes || m.Priority > MaxPriority || m.MaxAge < 0 {
+	if size > MaxMessageBytes || m.Priority > MaxPriority || m.MaxAge < 0 || m.Pack.invalid() {
 		return ErrTooLarge
 	}
 	if q.j.o.ReadOnly {
@@ -126,7 +126,7 @@ func (q *Queue) admit(size int64) error {
 			return ErrTooLarge // whatever were dropped
 		}
 		over := q.limits.MaxBytes > 0 && q.bytes+q.held+size > q.limits.MaxBytes
-		over = over || !q.j.fits(size)
+		over = over || !q.limits.Always && !q.j.fits(size)
 		if !over {
 			q.held += size
 			q.mu.Unlock()

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 
+	"gatewayd/internal/bag"
 	"gatewayd/internal/queue"
 )
 
@@ -56,7 +57,7 @@ func parseRecord(b []byte) (*pack, error) {
 		last += step
 		p.seqs[i] = last
 	}
-	if len(b) > maxMessageID {
+	if len(b) > bag.MaxMessageID {
 		return nil, errPackRecord
 	}
 	p.id = string(b)

@@ -10,6 +10,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"gatewayd/internal/bag"
 	"gatewayd/internal/queue"
 )
 
@@ -185,8 +186,8 @@ func (s *Session) packed(m *queue.Message) bool {
 	ps := s.packs
 	ps.finishAgain(m.Priority, m.Seq)
 	p := ps.of[m.Seq]
-	if p == nil && m.Pack.MaxBytes == 0 {
-		return false
+	if p == nil && (m.Pack.MaxBytes == 0 || slices.ContainsFunc(m.Properties, func(q queue.Property) bool { return bag.IsSystem(q.Key) })) {
+		return false // what a device says to the hub itself is not for a pack
 	}
 	if p == nil || len(p.seqs) == 1 {
 		// What the hub would not take alone must not harm others either.

@@ -76,6 +76,8 @@ type identityReport struct {
 	NextTry        *time.Time        `json:"next_try,omitempty"`
 	Progress       *time.Time        `json:"last_acknowledged,omitempty"`
 	InFlight       int               `json:"in_flight"`
+	Window         int               `json:"window"`    // messages that may be in flight now
+	Throttled      bool              `json:"throttled"` // fewer than configured, because the hub acknowledged late or closed
 	Delivered      uint64            `json:"delivered"`
 	Resent         uint64            `json:"resent"`
 	Connects       map[string]uint64 `json:"connects"`
@@ -210,7 +212,7 @@ func (id *identity) report() identityReport {
 	r := identityReport{
 		Name: id.cfg.Name, HubID: id.cfg.HubID(), Host: id.cfg.HostName, Connected: s.State == hub.StateConnected, State: s.State,
 		Since: s.Since.UTC(), Remote: s.Remote, Transport: string(s.Transport),
-		KeepAlive: s.KeepAlive.Seconds(), KeepAliveLimit: s.KeepAliveLimit.Seconds(), NextTry: timeOrNil(s.NextTry), Progress: timeOrNil(s.Progress), InFlight: s.InFlight,
+		KeepAlive: s.KeepAlive.Seconds(), KeepAliveLimit: s.KeepAliveLimit.Seconds(), NextTry: timeOrNil(s.NextTry), Progress: timeOrNil(s.Progress), InFlight: s.InFlight, Window: s.Window, Throttled: s.Throttled,
 		Delivered: s.Delivered, Resent: s.Resent, Connects: s.Connects, Rotations: s.Rotations, Trial: s.Trial, Certificate: c, Wire: id.wire.report(),
 		Queue: queueReport{Messages: q.Messages, Bytes: q.Bytes, OldestSeconds: q.OldestAge.Seconds(), Appended: q.Appended,
 			Acked: q.Acked, Aside: q.Aside, Dropped: q.Dropped},

@@ -78,6 +78,7 @@ type conn struct {
 	silence  atomic.Int64 // before the oldest write without an answer, or the latest write
 	firstAck atomic.Int64 // of telemetry; 0: none yet
 	lastAck  atomic.Int64
+	ackDelay atomic.Int64  // of the message that was timed last; taken by the session; 0: none
 	rounds   atomic.Uint64 // answers of the hub to anything sent after CONNECT
 	hurry    atomic.Int64  // no write may take longer than this; 0: the usual
 
@@ -88,7 +89,9 @@ type conn struct {
 	outDone  []func(error)
 	win      window
 	headAt   time.Time // when the oldest message in flight became the oldest
-	nextID   uint16    // of control packets
+	sample   uint64    // ordinal behind the message whose acknowledgement is timed; 0: none
+	sampleAt int64
+	nextID   uint16 // of control packets
 	waiting  map[uint16]func(error)
 	subID    uint16
 	filters  []packet.Subscription
@@ -199,6 +202,9 @@ func (c *conn) publish(seq uint64, topic string, payload []byte, dup bool) error
 		c.headAt = time.Now()
 	}
 	id := c.win.add(seq)
+	if c.sample == 0 {
+		c.sample, c.sampleAt = c.win.head+uint64(c.win.n), c.now()
+	}
 	c.mu.Unlock()
 	var err error
 	c.batch, err = packet.Publish{Dup: dup, QoS: 1, Topic: topic, ID: id, Payload: payload}.Append(c.batch, packet.V311)

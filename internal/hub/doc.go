@@ -21,6 +21,9 @@
 //     against the candidate only if the old one gets through right after. The old one
 //     stays at hand until a message is acknowledged under the new one: if that fails
 //     first, and the old one carries a message, the new one is taken back.
+//   - A hub that throttles, which shows as late acknowledgements and closed connections,
+//     gets fewer messages at a time; one on which another client uses the identity is
+//     left alone for minutes.
 //   - A message that the hub would not take is set aside with a reason before it is
 //     sent; one that the hub answers by closing connections is found out and set
 //     aside, when others are seen to pass.

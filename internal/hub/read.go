@@ -94,6 +94,10 @@ func (c *conn) puback(f packet.Frame, commits []uint64) ([]uint64, error) {
 		}
 	} else if commits, known = c.win.ack(p.ID, commits); len(commits) > before {
 		c.headAt = time.Now()
+		if c.win.head >= c.sample && c.sample > 0 {
+			c.ackDelay.Store(max(c.now()-c.sampleAt, 1))
+			c.sample = 0
+		}
 	}
 	c.mu.Unlock()
 	if done != nil {

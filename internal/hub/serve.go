@@ -42,7 +42,7 @@ func (s *Session) take(c *conn) {
 	if s.packs != nil {
 		s.packs.reread()
 	}
-	s.pace.grown = s.live.accepted
+	s.pace.begin(s.live.accepted)
 	if s.suspicious.Load() {
 		s.withPoison((*poison).connected)
 	}
@@ -405,15 +405,35 @@ func (s *Session) look() {
 			s.backoff.progress()
 		}
 	}
+	if delay := l.c.ackDelay.Swap(0); delay > 0 {
+		s.pace.acked(now, time.Duration(delay))
+	}
 	if due := s.pace.grow(now, s.cfg.Timing.Stable); !due.IsZero() {
 		s.alarm.at(due)
 	}
+	s.tellPace()
 	if since, waiting := l.c.stalledSince(); waiting {
 		if due := since.Add(s.cfg.Timing.Ack); now.Before(due) {
 			s.alarm.at(due)
 		} else {
 			l.c.kill(errStalled)
 		}
+	}
+}
+
+// tellPace says when throttling begins, and when the last of it is gone.
+func (s *Session) tellPace() {
+	if s.pace.limit == s.paceTold {
+		return
+	}
+	before := s.paceTold
+	s.paceTold = s.pace.limit
+	s.board.set(func(st *Status) { st.Window, st.Throttled = s.pace.limit, s.pace.throttled() })
+	switch {
+	case before == s.pace.most:
+		s.log().Warn("acknowledgements come late or not at all: fewer messages in flight", zap.Int("window", s.pace.limit))
+	case !s.pace.throttled():
+		s.log().Info("as many messages in flight as configured again", zap.Int("window", s.pace.limit))
 	}
 }
 
@@ -467,7 +487,7 @@ func (s *Session) died() ending {
 	l := &s.live
 	err := l.c.err
 	e := ending{cred: l.c.cred, fault: classify(err, StepSession, l.c.presented), accepted: l.accepted,
-		proved: l.proved, byPeer: byPeer(err), acked: l.c.firstAck.Load() != 0}
+		proved: l.proved, byPeer: byPeer(err), answered: l.c.rounds.Load() > 0, acked: l.c.firstAck.Load() != 0}
 	if s.keep != nil && l.c.diedSilently(err) {
 		s.keep.died(time.Duration(l.c.silence.Load()))
 	}

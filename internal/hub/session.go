@@ -33,16 +33,18 @@ type Session struct {
 	wg      sync.WaitGroup // readers and trials
 	backoff backoff
 	pace    pace
-	live    live
-	cut     cutover
-	limbo   map[uint64]struct{} // sent on an earlier connection and not acknowledged
-	judge   judge
-	spare   spare
-	told    Kind   // kind of the fault that was logged last; "" when connected
-	woken   string // credentials for which a wait was cut short
-	alarm   alarm
-	topic   []byte // scratch
-	element []byte // scratch
+	// paceTold is the limit that status shows.
+	paceTold int
+	live     live
+	cut      cutover
+	limbo    map[uint64]struct{} // sent on an earlier connection and not acknowledged
+	judge    judge
+	spare    spare
+	told     Kind   // kind of the fault that was logged last; "" when connected
+	woken    string // credentials for which a wait was cut short
+	alarm    alarm
+	topic    []byte // scratch
+	element  []byte // scratch
 
 	openPacks   func() (boundaries, error) // nil: packs are not written down
 	packs       *packs                     // nil until a reading has to be packed
@@ -76,8 +78,9 @@ func newSession(cfg Config, q outbox, creds Credentials, pacer *Pacer, log *zap.
 	}
 	s.backoff.t = &s.cfg.Timing
 	s.pace = pace{limit: s.cfg.Window, most: s.cfg.Window}
+	s.paceTold = s.cfg.Window
 	s.poison.limit = s.cfg.Timing.PoisonDeaths
-	s.board.st = Status{Identity: cfg.Name, State: StateNew, Since: time.Now(), Connects: map[string]uint64{}}
+	s.board.st = Status{Identity: cfg.Name, State: StateNew, Since: time.Now(), Window: s.cfg.Window, Connects: map[string]uint64{}}
 	return s
 }
 
@@ -125,6 +128,7 @@ type ending struct {
 	accepted time.Time
 	proved   bool
 	byPeer   bool
+	answered bool   // the hub has answered more than CONNECT
 	acked    bool   // at least one message was acknowledged
 	oldest   uint64 // message that was the oldest in flight; 0: none
 	inFlight int

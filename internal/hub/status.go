@@ -56,6 +56,8 @@ type Status struct {
 	TrialFault *Fault // why the latest trial failed; nil after a success
 
 	InFlight    int
+	Window      int  // messages that may be in flight now
+	Throttled   bool // Window is less than configured, because the hub was slow to acknowledge, or closed
 	Delivered   uint64
 	Resent      uint64
 	SetAside    uint64

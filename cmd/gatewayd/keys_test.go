@@ -15,9 +15,6 @@ import (
 
 // notOfUse are fields that the wiring need not look at, with the reason.
 var notOfUse = map[string]string{
-	"Route.Pack":                 "refused by config in this version",
-	"Pack.MaxBytes":              "refused by config in this version",
-	"Pack.MaxDelay":              "refused by config in this version",
 	"Broker.LocalTopics":         "refused by config in this version",
 	"Address.TLS":                "Address.String has it",
 	"Address.WebSocket":          "Address.String has it",

@@ -1,8 +1,12 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"net/http"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -12,47 +16,140 @@ import (
 	"gatewayd/internal/hub/hubtest"
 )
 
+// reloading is a plant whose configuration changes under load: identities, routes
+// and listeners come and go around an identity that no change touches.
+type reloading struct {
+	*plant
+	p      *process
+	second string // the listener that comes and goes
+	served int    // reloads so far
+}
+
+// round reloads once: by signal and by command in turn, always into something else.
+func (r *reloading) round(t *testing.T, n int) {
+	t.Helper()
+	r.names = [][]string{{"steady", "comes"}, {"steady", "goes"}, {"steady", "goes", "comes"}, {"steady"}}[n%4]
+	r.writeConfig("")
+	if n%2 == 0 {
+		r.edit("  mqtt: [", fmt.Sprintf("  mqtt: [{listen: %q}, ", r.second))
+	}
+	if n%3 == 0 {
+		r.edit("routes:\n", "routes:\n  - {match: other/#, to: steady}\n")
+	}
+	r.served++
+	if n%2 == 0 {
+		check(t, r.p.cmd.Process.Signal(syscall.SIGHUP))
+		eventually(t, 15*time.Second, "SIGHUP is served", func() bool { return strings.Count(r.p.log.String(), `"msg":"reloaded"`) == r.served })
+		return
+	}
+	var out, errs strings.Builder
+	code := run(t.Context(), []string{"reload", "-c", r.path("config.yaml")}, strings.NewReader(""), &out, &errs)
+	if code != exitOK || !strings.Contains(out.String(), "identities") {
+		t.Fatalf("reload %d exits with %d: %s%s", n, code, &out, &errs)
+	}
+}
+
 func TestReloadTouchesOnlyTheDifference(t *testing.T) {
 	t.Parallel()
 	s := newPlant(t, hubtest.Options{MaxInbound: -1}, "steady", "comes", "goes")
 	all := s.names
-	s.names = []string{"steady", "goes"}
+	s.names = []string{"steady"}
 	s.writeConfig("")
-	p := s.run()
-	eventually(t, 15*time.Second, "connected", func() bool { return s.hub.Connected("steady") && s.hub.Connected("goes") })
-	s.names = all[:1]
-	f := s.fleet(4, 10, 128, 5*time.Millisecond)
-	reloads := 20
-	if os.Getenv("GATEWAYD_LONG") != "" {
-		reloads = 200
+	r := &reloading{plant: s, p: s.run(), second: freeAddress(t)}
+	eventually(t, 15*time.Second, "connected", func() bool { return s.hub.Connected("steady") })
+
+	ctx, stop := context.WithCancel(context.Background())
+	t.Cleanup(stop)
+	f := &fleet{stop: stop}
+	start := func(name, topic, address string, send func(*sensor)) {
+		one := &sensor{name: name, topic: topic, address: address, window: 10, size: 128, pace: 5 * time.Millisecond, tries: make(map[int]int)}
+		f.sensors = append(f.sensors, one)
+		f.running.Go(func() { send(one) })
 	}
-	second := freeAddress(t)
+	overMQTT := func(one *sensor) { one.run(ctx) }
+	overHTTP := func(one *sensor) { one.postAll(ctx, s) }
+	for i := range 3 {
+		start(fmt.Sprintf("steady%d", i), fmt.Sprintf("sensors/steady/m%d", i), s.mqtt, overMQTT)
+	}
+	start("second", "sensors/steady/second", r.second, overMQTT)
+	for _, name := range all {
+		start("post-"+name, "sensors/"+name+"/h", "", overHTTP)
+	}
+
+	reloads := 200
+	if n, err := strconv.Atoi(os.Getenv("GATEWAYD_RELOADS")); err == nil {
+		reloads = n
+	}
 	for n := range reloads {
-		s.names = [][]string{{"steady", "comes"}, {"steady", "goes"}}[n%2]
-		s.writeConfig("")
-		if n%2 == 0 {
-			config := string(must(os.ReadFile(s.path("config.yaml")))(t))
-			config = strings.Replace(config, "mqtt: [", fmt.Sprintf("mqtt: [{listen: %q}, ", second), 1)
-			config = strings.Replace(config, "routes:\n", "routes:\n  - {match: other/#, to: comes}\n", 1)
-			s.write("config.yaml", config)
+		r.round(t, n)
+		if n%12 == 2 { // all three are there; else most sessions end before they connect
+			eventually(t, 15*time.Second, "connected", func() bool { return s.hub.Connected("comes") && s.hub.Connected("goes") })
 		}
-		if n == 0 {
-			check(t, p.cmd.Process.Signal(syscall.SIGHUP))
-			eventually(t, 15*time.Second, "SIGHUP is served", func() bool { return strings.Contains(p.log.String(), `"reloaded"`) })
-			continue
-		}
-		if code, out := s.exitCode("reload", "-c", "config.yaml"); code != exitOK || !strings.Contains(out, "identities added") {
-			t.Fatalf("reload %d exits with %d: %s", n, code, out)
-		}
+	}
+	s.names = all
+	s.writeConfig("")
+	s.edit("  mqtt: [", fmt.Sprintf("  mqtt: [{listen: %q}, ", r.second))
+	if code, out := s.exitCode("reload", "-c", "config.yaml"); code != exitOK {
+		t.Fatalf("the last reload exits with %d: %s", code, out)
 	}
 	f.end()
-	s.drained(20 * time.Second)
+	s.drained(30 * time.Second)
 	f.account(t, s.hub.Messages())
 	if n := len(s.hub.ConnectionsOf("steady")); n != 1 {
 		t.Errorf("the identity that no reload touched connected %d times", n)
 	}
-	if n := len(s.hub.ConnectionsOf("comes")); n < reloads/2 {
+	if n := len(s.hub.ConnectionsOf("comes")); n < reloads/8 {
 		t.Errorf("the identity that comes and goes connected %d times in %d reloads", n, reloads)
+	}
+	for _, one := range f.sensors {
+		if one.acked == 0 {
+			t.Errorf("no message of %s was ever acknowledged", one.name)
+		}
+	}
+	t.Logf("%d reloads, %d messages acknowledged", reloads, f.acked())
+}
+
+func TestQueueOfARemovedIdentityIsKeptAndNamed(t *testing.T) {
+	t.Parallel()
+	s := newPlant(t, hubtest.Options{}, "stays", "goes")
+	s.hub.StopListening()
+	p := s.run()
+	for n := range 3 {
+		s.accepted("sensors/goes/x", fmt.Sprint("reading ", n))
+	}
+	if code, out := s.exitCode("queue", "drop", "goes", "--yes", "-c", "config.yaml"); code != exitRunning || !strings.Contains(out, `"goes" is configured`) {
+		t.Errorf("the queue of a configured identity: %d %s", code, out)
+	}
+	s.names = []string{"stays"}
+	s.writeConfig("")
+	if code, out := s.exitCode("reload", "-c", "config.yaml"); code != exitOK || !strings.Contains(out, "identities removed, their messages are kept: goes") {
+		t.Errorf("reload: %d %s", code, out)
+	}
+	if code := s.post("sensors/goes/x", "one more", ""); code != http.StatusNotFound {
+		t.Errorf("a reading for an identity that is gone is answered with %d", code)
+	}
+	named := func(when string) {
+		t.Helper()
+		if r := must(s.status())(t); !slices.Contains(r.Unconfigured, "goes") {
+			t.Errorf("%s: /status names %q", when, r.Unconfigured)
+		}
+		if _, out := s.exitCode("status", "-c", "config.yaml"); !strings.Contains(out, "goes") || !strings.Contains(out, "gatewayd queue drop") {
+			t.Errorf("%s: status does not name it:\n%s", when, out)
+		}
+		if _, out := s.exitCode("queue", "export", "goes", "-c", "config.yaml"); strings.Count(out, "\n") != 3 {
+			t.Errorf("%s: export gives\n%s", when, out)
+		}
+	}
+	named("after the reload")
+	p.stop()
+	p = s.run()
+	eventually(t, 15*time.Second, "the start names it", func() bool { return strings.Contains(p.log.String(), "kept until gatewayd queue drop") })
+	named("after a restart")
+	if code, out := s.exitCode("queue", "drop", "goes", "--yes", "-c", "config.yaml"); code != exitOK || !strings.Contains(out, "dropped") {
+		t.Errorf("drop: %d %s", code, out)
+	}
+	if r := must(s.status())(t); len(r.Unconfigured) != 0 {
+		t.Errorf("after drop /status names %q", r.Unconfigured)
 	}
 }
 

@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"bytes"
 	"encoding/hex"
 	"errors"
 	"strconv"
@@ -72,7 +73,45 @@ func (v frameView) at(off int) []byte {
 	return v.b[off:]
 }
 
+// item finds the item of a kind at off, or the copy of one that is damaged.
 func (v frameView) item(off int, kind byte) ([]byte, error) {
+	body, err := v.itemAt(off, kind)
+	if err == nil || kind == itemMessage || v.part != nil {
+		return body, err
+	}
+	if copied, ok := v.again(off, kind); ok {
+		return copied, nil
+	}
+	if h, ok := parseFrameHeader(v.b, v.salt); ok && frameHeaderLen+int(h.bodyLen) > len(v.b) {
+		return nil, &shortError{frameHeaderLen + int(h.bodyLen)} // copies stand at the end
+	}
+	return nil, err
+}
+
+// again looks for the copy of the item at off. The way there may lead through damage, so every place is tried.
+func (v frameView) again(off int, kind byte) ([]byte, bool) {
+	for p := frameHeaderLen; p+itemHeaderLen <= len(v.b); p++ {
+		i := bytes.IndexByte(v.b[p+4:], itemAgain)
+		if i < 0 {
+			break
+		}
+		p += i
+		_, body, ok, _ := parseItem(v.b[p:], v.salt)
+		if !ok {
+			continue
+		}
+		c := cursor{b: body}
+		if c.uvarint() != uint64(off) {
+			continue
+		}
+		if k, inner, ok, _ := parseItem(c.b, v.salt); ok && k == kind {
+			return inner, true
+		}
+	}
+	return nil, false
+}
+
+func (v frameView) itemAt(off int, kind byte) ([]byte, error) {
 	if off < frameHeaderLen {
 		return nil, errDamaged
 	}

@@ -12,7 +12,8 @@
 //     is delivered.
 //   - A file that may not be opened at a start is named and left alone. Its messages do not count as lost: they are delivered after the first start that can
 //     read it, in their order, whatever the queues did meanwhile.
-//   - A disk that is full, read-only or failing, or a process without free descriptors, stops appends with ErrDisk; reading and acknowledging go on, and appends work again when the cause goes.
+//   - A disk that is full, read-only or failing, or a process without free descriptors, stops appends with ErrDisk; reading and acknowledging go on, and appends
+//     work again when the cause goes. Under DropOldest a full disk makes the oldest messages leave until it takes the newest again.
 //
 // What it does not promise: exactly once. Acknowledgements reach the disk within a second of the call, with the next group or in one of their own; a
 // crash before that causes resends of what was acknowledged in that second.
@@ -31,7 +32,8 @@
 // # Files
 //
 // The folder holds "lock" (flock; a second instance gets ErrLocked), slots "%08x.jnl", and "damaged/". A slot is a preallocated file of SegmentBytes,
-// used by one segment after another. Its name and size are synced, folder included, before it is first used and do not change while it is in use, so taking
+// used by one segment after another: a file that was written before costs the device half of a new one, so they stay until they have not been needed for a
+// minute, but for two. Its name and size are synced, folder included, before it is first used and do not change while it is in use, so taking
 // it into use again needs no sync of the folder, and a group that fits it cannot meet a full disk on file systems that honour fallocate. One more slot of
 // 256 KiB is the reserve: only acknowledgements may take it, so that a full disk can always be drained.
 //
@@ -48,7 +50,7 @@
 // Segment header: magic "GWJRNL\r\n"; u32 version; u32 checksum of all that follows; u64 id, ascending over the life of the folder; u32 salt; u32 flags (1:
 // written by compaction); 16 bytes instance, random per folder; 16 bytes hash of the machine id; i64 creation in Unix milliseconds; zeros. The first 16 bytes
 // and the meaning of the checksum are the same in every version: a header that checks and has a newer version makes Open return *VersionError before
-// anything is changed.
+// anything is changed, unless its other copy says that this program knows the version.
 //
 // Frame: u32 magic "GWFM"; u32 checksum of the rest of the header; u64 number of the group, ascending by one in a segment; u32 length of the body; u32
 // checksum of the body; u32 span to the next frame, padding included; u16 index in the group; u16 flags (1: last of its group); body. A frame is closed when
@@ -75,6 +77,10 @@
 //	11 boot      16 bytes boot id; varint wall clock minus boot clock, milliseconds
 //	12 forgot    uvarint queue
 //	13 held      as state: how the queue stood when files first could not be read
+//	14 again     uvarint place; the item at that place once more, header included
+//
+// Bases and metas that eight messages or more of a frame share are written a second time at its end, with the strings: damage to them would take all of these
+// messages. So no damaged byte costs more than seven messages, nor more than one where many share a frame.
 //
 // The id of a message is origin, queue and sequence, hence costs nothing; it is spelled out only in copies with a new sequence. Times of a clock that was not
 // set are corrected on reading by boot id and boot clock.

@@ -50,7 +50,8 @@ const (
 	itemBoot     = 11 // offset between wall and boot clock of one boot
 	itemForgot   = 12 // a queue was dropped
 	itemHeld     = 13 // state of a queue when files first could not be read
-	itemKinds    = 14
+	itemAgain    = 14 // a copy of an item that many messages of the frame share
+	itemKinds    = 15
 )
 
 // Flags of a message item, in the high bits of its class byte.
@@ -121,7 +122,7 @@ func parseSegHeader(b []byte) (h segHeader, ok bool) {
 	copy(h.instance[:], b[32:])
 	copy(h.machine[:], b[48:])
 	h.created = int64(binary.LittleEndian.Uint64(b[64:]))
-	return h, true
+	return h, h.version > 0
 }
 
 // block returns the first block of a segment: both copies of its header.
@@ -133,13 +134,19 @@ func (h *segHeader) block() []byte {
 	return append(b, make([]byte, blockBytes-len(b))...)
 }
 
-// parseSegBlock prefers the copy with the higher id: a reuse that was cut short may have left one copy of each life.
+// parseSegBlock prefers the copy with the higher id: a reuse that was cut short may have left one copy of each life. No checksum covers the version, so that
+// a newer one is believed only when no copy says otherwise.
 func parseSegBlock(b []byte) (segHeader, bool) {
 	h, ok := parseSegHeader(b)
-	if len(b) >= segHeaderCopy+segHeaderLen {
-		if h2, ok2 := parseSegHeader(b[segHeaderCopy:]); ok2 && (!ok || h2.id > h.id) {
-			return h2, true
-		}
+	if len(b) < segHeaderCopy+segHeaderLen {
+		return h, ok
+	}
+	h2, ok2 := parseSegHeader(b[segHeaderCopy:])
+	if !ok2 || ok && h.version <= formatVersion && h2.version > formatVersion {
+		return h, ok
+	}
+	if !ok || h.version > formatVersion && h2.version <= formatVersion || h2.id > h.id {
+		return h2, true
 	}
 	return h, ok
 }

@@ -3,6 +3,7 @@ package queue
 import (
 	"encoding/binary"
 	"hash/maphash"
+	"maps"
 	"slices"
 	"time"
 )
@@ -44,12 +45,23 @@ type builder struct {
 	metas   map[uint64]metaRef
 	lastRef metaRef
 	strs    map[string]int
+	shared  []sharedItem // bases and metas of the open frame
+	baseUse int          // place of the base in shared
 }
 
 type metaRef struct {
 	m   *Message
 	off int
+	use int // place in shared
 }
+
+// sharedItem is an item that messages refer to.
+type sharedItem struct{ off, uses int }
+
+const (
+	shareLeast   = 8       // an item that so many messages of a frame share is written twice
+	shareStrings = 1 << 10 // bytes of strings up to which they are
+)
 
 func newBuilder() *builder {
 	return &builder{seed: maphash.MakeSeed(), metas: map[uint64]metaRef{}, strs: map[string]int{}, frame: -1}
@@ -72,9 +84,39 @@ func (b *builder) open(n int) {
 	b.baseOff, b.lastRef = -1, metaRef{}
 	clear(b.metas)
 	clear(b.strs)
+	b.shared = b.shared[:0]
+}
+
+// again writes what many messages of the frame share a second time, so that damage to it takes none of them.
+func (b *builder) again() {
+	many, strs := false, 0
+	for _, s := range b.shared {
+		if s.uses >= shareLeast {
+			b.appendAgain(s.off)
+			many = true
+		}
+	}
+	for s := range b.strs {
+		strs += len(s)
+	}
+	if !many || strs > shareStrings {
+		return
+	}
+	for _, off := range slices.Sorted(maps.Values(b.strs)) {
+		b.appendAgain(off)
+	}
+}
+
+func (b *builder) appendAgain(off int) {
+	it := b.buf[b.frame+off:]
+	it = it[:itemLen(it)]
+	start := len(b.buf)
+	b.buf = append(binary.AppendUvarint(beginItem(b.buf, itemAgain), uint64(off)), it...)
+	endItem(b.buf, start, b.salt)
 }
 
 func (b *builder) closeFrame(flags uint16) {
+	b.again()
 	body := b.buf[b.frame+frameHeaderLen:]
 	h := frameHeader{group: b.group, bodyLen: uint32(len(body)), bodyCRC: checksum(b.salt, body), index: b.index, flags: flags}
 	b.buf = append(b.buf, make([]byte, int(align(int64(len(b.buf)), frameAlign))-len(b.buf))...)
@@ -117,6 +159,7 @@ func (b *builder) message(ba *base, r *record) (frame, item uint32) {
 	if b.baseOff < 0 || b.base != *ba {
 		b.appendBase(ba)
 	}
+	b.shared[b.baseUse].uses++
 	meta := b.meta(r.m)
 	start := len(b.buf)
 	buf := beginItem(b.buf, itemMessage)
@@ -161,11 +204,14 @@ func (b *builder) appendBase(ba *base) {
 	buf = binary.AppendVarint(buf, ba.mono)
 	endItem(buf, start, b.salt)
 	b.buf, b.base, b.baseOff = buf, *ba, start-b.frame
+	b.baseUse = len(b.shared)
+	b.shared = append(b.shared, sharedItem{off: b.baseOff})
 }
 
 // meta returns where the frame spells out what m says beside its payload, appending it when it is the first of its kind.
 func (b *builder) meta(m *Message) int {
 	if b.lastRef.m != nil && sameMeta(b.lastRef.m, m) {
+		b.shared[b.lastRef.use].uses++
 		return b.lastRef.off
 	}
 	h := maphash.String(b.seed, m.Topic) ^ maphash.String(b.seed, m.Source)*31
@@ -174,9 +220,11 @@ func (b *builder) meta(m *Message) int {
 	}
 	r, ok := b.metas[h]
 	if !ok || !sameMeta(r.m, m) {
-		r = metaRef{m: m, off: b.appendMeta(m)}
+		r = metaRef{m: m, off: b.appendMeta(m), use: len(b.shared)}
+		b.shared = append(b.shared, sharedItem{off: r.off})
 		b.metas[h] = r
 	}
+	b.shared[r.use].uses++
 	b.lastRef = r
 	return r.off
 }

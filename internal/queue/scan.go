@@ -178,7 +178,7 @@ func (s *scanner) items(frame []byte, off int64, cut bool) {
 func (s *scanner) item(frame []byte, off int64, p int, kind byte, body []byte, cut bool) {
 	it := scanned{kind: kind, frame: uint32(off), item: uint32(p), cut: cut}
 	switch kind {
-	case itemBase, itemString, itemMeta:
+	case itemBase, itemString, itemMeta, itemAgain:
 		return
 	case itemMessage:
 		h, ok := parseMessage(body)

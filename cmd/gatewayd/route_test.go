@@ -54,7 +54,7 @@ routes:
 		})
 	}
 	out, _, err := execute(t, newRouteCommand(), "", "-c", s.path("config.yaml"), "pack/a", `{ "t": 1 }`)
-	element := regexp.MustCompile(`\npack       with others of the route, up to 4096 bytes or 2s \(array, compressed\), as:\nelement    \{"time":[0-9]{13},"properties":\{"sensor":"a"\},"body":\{"t":1\}\}\nbody       10 bytes:\n`)
+	element := regexp.MustCompile(`\npack       with others of the route, up to 4096 bytes or 2s \(array, compressed\), as:\nelement    \{"time":[0-9]{13},"props":\{"sensor":"a"\},"body":\{"t":1\}\}\nbody       10 bytes:\n`)
 	if err != nil || !element.MatchString(out) {
 		t.Errorf("%v\n%s", err, out)
 	}

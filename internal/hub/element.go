@@ -14,14 +14,15 @@ import (
 // AppendElement appends what a reading becomes inside a pack, a JSON object on one
 // line:
 //
-//	{"time":1767323045006,"properties":{"sensor":"17"},"body":{"t":21.5}}
+//	{"time":1767323045006,"props":{"sensor":"17"},"body":{"t":21.5}}
 //
 // time is when the gateway took the reading, in Unix milliseconds; it is left out
-// where $.ctime would be, because the clock was not set. properties are the
-// reading's own, left out when there are none. body is the body itself where that is
-// JSON in UTF-8, with the space around its parts taken out, and a string where the
-// content type is text/*; any other body is body_base64 instead, with content_type
-// and content_encoding beside it as far as they are known.
+// where $.ctime would be, because the clock was not set. props are the reading's own
+// properties, left out when there are none. body is the body itself where that is
+// JSON, with the space around its parts taken out. A body that is other text in UTF-8,
+// or that has the content type text/*, is text instead, and any other is body_base64.
+// Beside these two stand content_type and content_encoding as far as they say
+// something.
 func AppendElement(dst []byte, m *queue.Message) []byte {
 	dst = append(dst, '{')
 	if stamped(m) {
@@ -30,7 +31,7 @@ func AppendElement(dst []byte, m *queue.Message) []byte {
 		dst = append(dst, ',')
 	}
 	if len(m.Properties) > 0 {
-		dst = append(dst, `"properties":{`...)
+		dst = append(dst, `"props":{`...)
 		for i, p := range m.Properties {
 			if i > 0 {
 				dst = append(dst, ',')
@@ -44,24 +45,27 @@ func AppendElement(dst []byte, m *queue.Message) []byte {
 }
 
 func appendBody(dst []byte, m *queue.Message) []byte {
-	plain := m.ContentEncoding == "" || strings.EqualFold(m.ContentEncoding, "utf-8")
-	if plain && utf8.Valid(m.Payload) {
-		if strings.HasPrefix(m.ContentType, "text/") {
-			return appendJSON(append(dst, `"body":`...), string(m.Payload))
-		}
+	plain := (m.ContentEncoding == "" || strings.EqualFold(m.ContentEncoding, "utf-8")) && utf8.Valid(m.Payload)
+	if plain && !strings.HasPrefix(m.ContentType, "text/") {
 		out := bytes.NewBuffer(append(dst, `"body":`...))
 		if json.Compact(out, m.Payload) == nil {
 			return out.Bytes()
 		}
 	}
 	label := func(name, value string) {
-		if value != "" {
-			dst = append(append(append(dst, '"'), name...), `":`...)
-			dst = append(appendJSON(dst, value), ',')
-		}
+		dst = append(append(append(dst, '"'), name...), `":`...)
+		dst = append(appendJSON(dst, value), ',')
 	}
-	label("content_type", m.ContentType)
-	label("content_encoding", m.ContentEncoding)
+	// A label as JSON is only assumed of most bodies, and wrong of this one.
+	if m.ContentType != "" && !(plain && (m.ContentType == "application/json" || m.ContentType == "text/plain")) {
+		label("content_type", m.ContentType)
+	}
+	if plain {
+		return appendJSON(append(dst, `"text":`...), string(m.Payload))
+	}
+	if m.ContentEncoding != "" {
+		label("content_encoding", m.ContentEncoding)
+	}
 	dst = append(dst, `"body_base64":"`...)
 	dst = base64.StdEncoding.AppendEncode(dst, m.Payload)
 	return append(dst, '"')

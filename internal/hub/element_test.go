@@ -17,13 +17,15 @@ func TestElementSaysWhatTheReadingWas(t *testing.T) {
 	}{
 		{queue.Message{Accepted: at, AcceptedTrusted: true, ContentType: "application/json", ContentEncoding: "utf-8", Payload: []byte("{ \"t\" :\n 21.50 }"),
 			Properties: []queue.Property{{Key: "sensor", Value: `1"7`}, {Key: "é", Value: ""}}},
-			`{"time":1767323045006,"properties":{"sensor":"1\"7","é":""},"body":{"t":21.50}}`},
+			`{"time":1767323045006,"props":{"sensor":"1\"7","é":""},"body":{"t":21.50}}`},
 		{queue.Message{Accepted: time.Unix(5, 0), ContentType: "application/json", Payload: []byte(`"<a>"`)}, `{"body":"<a>"}`},
-		{queue.Message{ContentType: "text/plain", Payload: []byte("12\n")}, `{"body":"12\n"}`},
-		{queue.Message{ContentType: "application/json", ContentEncoding: "utf-8", Payload: []byte("{")}, `{"content_type":"application/json","content_encoding":"utf-8","body_base64":"ew=="}`},
+		{queue.Message{ContentType: "text/plain", Payload: []byte("12\n")}, `{"text":"12\n"}`},
+		{queue.Message{ContentType: "application/json", ContentEncoding: "utf-8", Payload: []byte("{")}, `{"text":"{"}`},
 		{queue.Message{ContentEncoding: "gzip", Payload: []byte("1")}, `{"content_encoding":"gzip","body_base64":"MQ=="}`},
 		{queue.Message{Payload: []byte("\"\xff\"")}, `{"body_base64":"Iv8i"}`},
-		{queue.Message{}, `{"body_base64":""}`},
+		{queue.Message{ContentType: "text/csv", Payload: []byte("1;2")}, `{"content_type":"text/csv","text":"1;2"}`},
+		{queue.Message{ContentType: "image/png", Payload: []byte{0x80}}, `{"content_type":"image/png","body_base64":"gA=="}`},
+		{queue.Message{}, `{"text":""}`},
 	} {
 		if got := string(AppendElement(nil, &c.m)); got != c.want {
 			t.Errorf("got  %s\nwant %s", got, c.want)
@@ -46,7 +48,7 @@ func FuzzElement(f *testing.F) {
 				t.Fatalf("more than one line: %q", got)
 			}
 		}
-		if json.Unmarshal(got, &e) == nil && e.Body == nil && string(e.BodyBase64) != string(body) {
+		if json.Unmarshal(got, &e) == nil && e.Body == nil && string(e.BodyBase64)+e.Text != string(body) {
 			t.Errorf("body %q became %q", body, e.BodyBase64)
 		}
 	})

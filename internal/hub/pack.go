@@ -14,6 +14,8 @@ const (
 	// maxPack is the most that a pack's body and properties may come to; the rest of
 	// the hub's 256 KiB is for the topic, which IoT Edge counts too.
 	maxPack = maxMessage - 16<<10
+	// packLabels is more than the labels of any pack come to, without the output.
+	packLabels = 256
 	// readAheadPacks and readAheadBytes bound what is packed and waits for room in the
 	// window.
 	readAheadPacks = 32
@@ -52,9 +54,21 @@ func (p *pack) source() string { return "pack of " + p.first.Route }
 
 func (p *pack) last() uint64 { return p.seqs[len(p.seqs)-1] }
 
-// What the hub counts of every pack beside its body: content type, content encoding
-// and the number at the end of its id.
-const packLabels = len("application/x-ndjson") + len("utf-8") + len(".9999")
+// labels is what the hub counts of a pack beside its body and properties.
+func (p *pack) labels(m *queue.Message) int {
+	n := len(p.id) + len(".9") + len(contentType(m.Pack)) + len("utf-8") + len(m.Output)
+	for i := 10; i <= len(p.seqs)+1; i *= 10 {
+		n++
+	}
+	return n
+}
+
+func contentType(p queue.Pack) string {
+	if p.Lines {
+		return "application/x-ndjson"
+	}
+	return "application/json"
+}
 
 // fits says whether one more element may join: the message stays within max_bytes as
 // the hub counts it.
@@ -63,7 +77,7 @@ func (p *pack) fits(m *queue.Message, element []byte) bool {
 	if !slices.Equal(both, m.Properties) {
 		both = shared(both, m.Properties)
 	}
-	size := len(p.body) + len(element) + len(",]") + packLabels + len(p.id) + len(m.Output) + propertyBytes(both)
+	size := len(p.body) + len(element) + len(",]") + p.labels(m) + propertyBytes(both)
 	return size <= min(m.Pack.MaxBytes, maxPack)
 }
 
@@ -137,9 +151,8 @@ func packID(first string, n int) string { return first + "." + strconv.Itoa(n) }
 func (p *pack) message() (queue.Message, error) {
 	m := p.first
 	m.Seq, m.ID, m.Properties, m.Payload, m.Accepted = p.unit(), p.id, p.properties, p.body, time.Time{}
-	m.ContentType, m.ContentEncoding = "application/x-ndjson", "utf-8"
+	m.ContentType, m.ContentEncoding = contentType(m.Pack), "utf-8"
 	if !m.Pack.Lines {
-		m.ContentType = "application/json"
 		m.Payload = append(m.Payload[:len(m.Payload):len(m.Payload)], ']')
 	}
 	if !m.Pack.Gzip {

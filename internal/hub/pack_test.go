@@ -111,8 +111,9 @@ func readings(from, to int) (all []queue.Message) {
 
 type element struct {
 	Time            int64             `json:"time"`
-	Properties      map[string]string `json:"properties"`
+	Properties      map[string]string `json:"props"`
 	Body            json.RawMessage   `json:"body"`
+	Text            string            `json:"text"`
 	BodyBase64      []byte            `json:"body_base64"`
 	ContentType     string            `json:"content_type"`
 	ContentEncoding string            `json:"content_encoding"`

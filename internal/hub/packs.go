@@ -208,7 +208,7 @@ func (s *Session) packed(m *queue.Message) bool {
 		}
 		return true
 	}
-	if len(element)+packLabels+len(m.ID)+len(m.Output)+propertyBytes(m.Properties) > maxPack {
+	if len(element)+packLabels+len(m.Output)+propertyBytes(m.Properties) > maxPack {
 		return false
 	}
 	place := packPlace{m.Route, m.Priority}

@@ -73,7 +73,7 @@ func (g *gateway) adminRoutes() http.Handler {
 	mux := http.NewServeMux()
 	g.page.Register(mux)
 	mux.Handle("GET /status", g.guard.Read(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, g.report()) })))
-	mux.Handle("GET /metrics", g.guard.Read(promhttp.HandlerFor(newRegistry(g), promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 20 * time.Second})))
+	mux.Handle("GET /metrics", g.guard.Read(promhttp.HandlerFor(g.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 20 * time.Second})))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answerProbe(w, "ok", g.roll.stalled()) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { answerProbe(w, "ready", g.notReady()) })
 	for path, h := range map[string]http.HandlerFunc{"": pprof.Index, "profile": pprof.Profile, "trace": pprof.Trace, "symbol": pprof.Symbol, "cmdline": http.NotFound} {

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
@@ -43,7 +44,9 @@ type gateway struct {
 
 	events      *statuspage.Recorder
 	guard       *statuspage.Guard
-	page        *statuspage.Page   // nil without admin.listen
+	page        *statuspage.Page // nil without admin.listen
+	registry    *prometheus.Registry
+	otlp        *otlpExport        // nil without admin.otlp.endpoint
 	adminTokens *downstream.Tokens // nil without admin.token_file
 	accepting   atomic.Bool        // the listeners run
 
@@ -85,7 +88,7 @@ func newGateway(cfg *config.Config, log *zap.Logger, level zap.AtomicLevel) (*ga
 	a := &arrangement{cfg: cfg, byName: make(map[string]*identity)}
 	g.now.Store(a)
 	g.roll = newRollCall(g)
-	for _, step := range []func(*arrangement) error{g.openState, g.openIdentities, g.openLocal, g.openAdmin, g.openControl} {
+	for _, step := range []func(*arrangement) error{g.openState, g.openIdentities, g.openLocal, g.openMetrics, g.openAdmin, g.openControl} {
 		if err := step(a); err != nil {
 			g.close()
 			return nil, err
@@ -231,6 +234,9 @@ func (g *gateway) Run(ctx context.Context) error {
 	if g.admin != nil {
 		g.keeping.start("admin", g.admin.Run)
 		g.keeping.start("status page", g.page.Run)
+	}
+	if g.otlp != nil {
+		g.keeping.start("metrics export", g.otlp.Run)
 	}
 	g.relaying.start("commands", g.cloud.Run)
 	a := g.now.Load()

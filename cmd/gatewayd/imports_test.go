@@ -48,6 +48,8 @@ var mayUse = map[string][]string{
 	"github.com/prometheus/client_golang": {"cmd/gatewayd"},
 	"github.com/spf13/cobra":              {"cmd/gatewayd"},
 	"github.com/youmark/pkcs8":            {"internal/certstore"},
+	"go.opentelemetry.io/contrib":         {"cmd/gatewayd"},
+	"go.opentelemetry.io/otel":            {"cmd/gatewayd"},
 	"go.uber.org/zap":                     {"cmd/gatewayd", "internal/certstore", "internal/cloud", "internal/downstream", "internal/hub", "internal/statuspage"},
 	"golang.org/x/crypto":                 {"internal/certstore", "internal/downstream"},
 	"golang.org/x/net":                    {"internal/downstream", "internal/hub"},

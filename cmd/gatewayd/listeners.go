@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
 	"gatewayd/internal/config"
@@ -151,6 +152,11 @@ func tryListeners(cfg *config.Config, router *downstream.Router) error {
 	if cfg.Admin.TokenFile != "" {
 		if _, err := downstream.LoadTokens(cfg.Admin.TokenFile); err != nil {
 			errs = append(errs, fmt.Errorf("admin.token_file: %w", err))
+		}
+	}
+	if cfg.Admin.OTLP.Endpoint != "" {
+		if _, err := newOTLP(cfg.Admin.OTLP, prometheus.NewRegistry(), zap.NewNop()); err != nil {
+			errs = append(errs, err)
 		}
 	}
 	checkSources(cfg.Downstream, gate, func(path, reason string) { errs = append(errs, fmt.Errorf("%s: %s", path, reason)) })

@@ -152,9 +152,16 @@ func truth(b bool) float64 {
 	return 0
 }
 
-// newRegistry has the gateway's own metrics beside those of Go and the process.
-func newRegistry(g *gateway) *prometheus.Registry {
-	r := prometheus.NewRegistry()
-	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), g.syncs, newCollector(g))
-	return r
+// openMetrics has the gateway's own metrics beside those of Go and the process.
+func (g *gateway) openMetrics(a *arrangement) error {
+	g.registry = prometheus.NewRegistry()
+	g.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), g.syncs, newCollector(g))
+	if a.cfg.Admin.OTLP.Endpoint == "" {
+		return nil
+	}
+	var err error
+	if g.otlp, err = newOTLP(a.cfg.Admin.OTLP, g.registry, g.log.Named("otlp")); err != nil {
+		return &exitError{exitUsage, err}
+	}
+	return nil
 }

@@ -92,7 +92,7 @@ func fixedParts(old, next *config.Config) error {
 	if old.Downstream.MaxTopic != next.Downstream.MaxTopic {
 		changed = append(changed, "downstream.max_topic")
 	}
-	if old.Admin != next.Admin {
+	if !reflect.DeepEqual(old.Admin, next.Admin) {
 		changed = append(changed, "admin")
 	}
 	if old.Log.Format != next.Log.Format {

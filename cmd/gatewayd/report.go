@@ -35,6 +35,7 @@ type report struct {
 	// AzureClients are the identities for which Azure SDK clients may log in.
 	AzureClients []azureReport `json:"azure_clients,omitempty"`
 	sourcesReport
+	OTLP    *otlpReport              `json:"otlp,omitempty"`   // nil when it is off
 	Routes  []downstream.RouteCount  `json:"routes,omitempty"` // in their order
 	Sources []downstream.SourceCount `json:"sources"`
 	Sensors []downstream.Count       `json:"sensors"` // the latest seen, at most 100
@@ -161,6 +162,7 @@ func (g *gateway) report() report {
 		r.sourcesReport = s.report()
 	}
 	r.Routes = g.gate.Router().Counts()
+	r.OTLP = g.otlp.report(now)
 	r.FirstFault = r.firstFault()
 	r.Healthy = r.FirstFault == ""
 	return r

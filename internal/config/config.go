@@ -296,6 +296,19 @@ const (
 type Admin struct {
 	Listen    Address // not Enabled = none
 	TokenFile string  // absolute, existed at load; "" = the page only reads
+	OTLP      OTLP
+}
+
+// OTLP sends the metrics to a collector.
+type OTLP struct {
+	Endpoint string        // http:// or https:// with path, such as http://127.0.0.1:4318/v1/metrics; "" = off
+	Interval time.Duration // 1 s to 1 h
+	Timeout  time.Duration // of one export; at most Interval
+	CA       string        // absolute, existed at load; believed instead of the system's roots; "" = those
+	// HeadersFile holds "name: value" lines, one or more of them secrets; absolute,
+	// existed at load; "" = none.
+	HeadersFile string
+	Attributes  map[string]string // of the resource, beside service.name, service.version and host.name
 }
 
 // Log says what the log looks like.
@@ -322,7 +335,7 @@ func Defaults() Config {
 			MaxTopic: 1 << 10,
 		},
 		Queue: Journal{SegmentBytes: 16 << 20, SetAsideAfter: 5},
-		Admin: Admin{Listen: admin},
+		Admin: Admin{Listen: admin, OTLP: OTLP{Interval: time.Minute, Timeout: 10 * time.Second}},
 		Log:   Log{Level: "info", Format: "auto"},
 	}
 }

@@ -230,7 +230,9 @@ func TestEveryKeyIsHonoured(t *testing.T) {
 			OnlyChanges: OnlyChanges{Deadband: 2, MaxInterval: time.Minute},
 		}},
 		Queue: Journal{SyncInterval: 20 * time.Millisecond, MaxBytes: 2 << 30, SegmentBytes: 1 << 20, SetAsideAfter: 9},
-		Log:   Log{Level: "debug", Format: "json"},
+		Admin: Admin{TokenFile: file("token"), OTLP: OTLP{Endpoint: "https://otel.example.com/v1/metrics", Interval: 5 * time.Second, Timeout: 2 * time.Second,
+			CA: file("ca.pem"), HeadersFile: file("token"), Attributes: map[string]string{"site": "north"}}},
+		Log: Log{Level: "debug", Format: "json"},
 	}
 	if !reflect.DeepEqual(c, want) {
 		t.Errorf("got  %+v\nwant %+v", c, want)

@@ -16,6 +16,20 @@ import (
 	"gatewayd/internal/packet"
 )
 
+// runAdmin is run, and waits until the admin address answers.
+func (s *plant) runAdmin() *process {
+	s.t.Helper()
+	p := s.run()
+	eventually(s.t, 10*time.Second, "the admin address answers", func() bool {
+		c, err := net.Dial("tcp", s.admin)
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	})
+	return p
+}
+
 // adminAsk makes a request to the admin address.
 func (s *plant) adminAsk(method, path string, header ...string) (int, string) {
 	s.t.Helper()
@@ -36,7 +50,7 @@ func (s *plant) adminAsk(method, path string, header ...string) (int, string) {
 func TestNothingCanBeChangedWithoutAToken(t *testing.T) {
 	t.Parallel()
 	s := newPlant(t, hubtest.Options{}, "press-7")
-	p := s.run()
+	p := s.runAdmin()
 	for _, path := range []string{"/act/reload", "/act/log-level", "/act/requeue"} {
 		if code, text := s.adminAsk("POST", path); code != http.StatusNotFound || !strings.Contains(text, "admin.token_file") {
 			t.Errorf("%s is answered with %d: %s", path, code, text)
@@ -64,7 +78,7 @@ func TestATokenOpensReloadLogLevelAndProfiles(t *testing.T) {
 	s.write("tokens", "anna "+first+"\n")
 	config := string(must(os.ReadFile(s.path("config.yaml")))(t))
 	s.write("config.yaml", strings.Replace(config, "admin: {", "admin: {token_file: tokens, ", 1))
-	p := s.run()
+	p := s.runAdmin()
 	bearer := func(token string) []string { return []string{"Authorization", "Bearer " + token} }
 	want := func(code int, method, path, token, text string) {
 		t.Helper()
@@ -106,7 +120,7 @@ func TestATokenOpensReloadLogLevelAndProfiles(t *testing.T) {
 func TestReadyzNamesAListenerThatIsNotOpen(t *testing.T) {
 	t.Parallel()
 	s := newPlant(t, hubtest.Options{}, "press-7")
-	p := s.run()
+	p := s.runAdmin()
 	eventually(t, 10*time.Second, "ready", func() bool { code, text := s.adminAsk("GET", "/readyz"); return code == 200 && text == "ready\n" })
 	taken := freeAddress(t)
 	l := must(net.Listen("tcp", taken))(t)
@@ -130,7 +144,7 @@ func TestSensorsAndTopicsMakeNoSeries(t *testing.T) {
 	t.Parallel()
 	s := newPlant(t, hubtest.Options{MaxInbound: -1, Ledger: hubtest.CountOnly}, "press-7")
 	s.listen(fmt.Sprintf(`{listen: "unix://%s"}`, s.path("mqtt.sock")))
-	s.run()
+	s.runAdmin()
 	series := func() int { return strings.Count(s.get("/metrics"), "\ngatewayd_") }
 	one := func(n int) error {
 		c, err := dialLocal(t.Context(), s.path("mqtt.sock"))

@@ -166,7 +166,7 @@ func TestStatusPageInABrowser(t *testing.T) {
 	t.Parallel()
 	b := newBrowser(t)
 	s := newPlant(t, hubtest.Options{MaxInbound: -1}, "press-7", "oven-2")
-	s.run()
+	s.runAdmin()
 	f := s.fleet(6, 10, 64, 20*time.Millisecond)
 	base := "http://" + s.admin
 
@@ -252,7 +252,7 @@ func TestChangingThroughTheBrowserNeedsALogin(t *testing.T) {
 	s.write("tokens", "anna "+token+"\n")
 	config := string(must(os.ReadFile(s.path("config.yaml")))(t))
 	s.write("config.yaml", strings.Replace(config, "admin: {", "admin: {token_file: tokens, ", 1))
-	p := s.run()
+	p := s.runAdmin()
 	b.open("http://" + s.admin + "/")
 	b.sees("that it is live", `document.querySelector("#pulse.live")`)
 	b.sees("a way to log in", `document.querySelector(".act a")?.textContent === "Log in" && !document.querySelector(".act form")`)

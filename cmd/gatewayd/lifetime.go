@@ -35,15 +35,19 @@ func (l *lifetime) start(name string, run func(context.Context) error) *componen
 	l.wg.Go(func() {
 		defer close(c.done)
 		defer cancel()
-		err := run(ctx)
-		switch {
-		case err != nil:
-			l.failed(fmt.Errorf("%s: %w", name, err))
-		case ctx.Err() == nil:
-			l.failed(fmt.Errorf("%s ended by itself", name))
-		}
+		l.ended(ctx, name, run(ctx))
 	})
 	return c
+}
+
+// ended looks at how a component has ended.
+func (l *lifetime) ended(ctx context.Context, name string, err error) {
+	switch {
+	case err != nil:
+		l.failed(fmt.Errorf("%s: %w", name, err))
+	case ctx.Err() == nil:
+		l.failed(fmt.Errorf("%s ended by itself", name))
+	}
 }
 
 // stop tells one component to stop and waits for it.

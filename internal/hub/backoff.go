@@ -54,7 +54,7 @@ func (b *backoff) progress() { b.fails = 0 }
 // that another client displaces this one. A connection that ended over the first
 // messages that it carried speaks of those, or of a quota; one with many in flight
 // may speak of their rate, until that was reduced.
-func (b *backoff) closed(e ending, shrunk bool, lived time.Duration) (contested bool) {
+func (b *backoff) closed(e *ending, shrunk bool, lived time.Duration) (contested bool) {
 	early := b.t.Stable
 	if b.young >= contestedAfter {
 		early *= contestedFor

@@ -303,12 +303,12 @@ func (s *Session) dropCut() {
 // awaitSuccessor waits for the answer to the new CONNECT when the old connection
 // has ended first, as it does when the hub accepts the new one. Unless that is what
 // happened, the trial has failed and is over.
-func (s *Session) awaitSuccessor(ctx context.Context) (end ending, over bool) {
+func (s *Session) awaitSuccessor(ctx context.Context) (end *ending) {
 	next, cred := s.cut.next, s.cut.cred
 	err := next.await(ctx, time.Until(s.cut.deadline))
 	if err == nil {
 		s.answered(0)
-		return ending{}, false
+		return nil
 	}
 	fault := classify(err, StepConnect, next.presented)
 	if s.cut.home {
@@ -318,5 +318,5 @@ func (s *Session) awaitSuccessor(ctx context.Context) (end ending, over bool) {
 		s.endCut(fault)
 	}
 	s.lose()
-	return ending{cred: cred, fault: fault}, true
+	return &ending{cred: cred, fault: fault}
 }

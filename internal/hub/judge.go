@@ -30,7 +30,7 @@ func (j *judge) proved(store Credentials, cred *certstore.Credential) {
 // weigh looks at a connection that ended. again means: dial the current credential
 // at once, as the control and because the working connection was given up for the
 // trial.
-func (j *judge) weigh(store Credentials, e ending) (again bool) {
+func (j *judge) weigh(store Credentials, e *ending) (again bool) {
 	current := store.Current()
 	trial := !same(e.cred, current)
 	switch {

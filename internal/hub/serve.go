@@ -71,7 +71,7 @@ func (s *Session) remember(c *conn) {
 
 // serve works with the live connection, and with those that replace it, until one
 // ends or ctx does.
-func (s *Session) serve(ctx context.Context) ending {
+func (s *Session) serve(ctx context.Context) *ending {
 	defer s.abandonCut()
 	// A write that is stuck when the session is told to stop must not outlast the
 	// farewell.
@@ -93,7 +93,7 @@ func (s *Session) serve(ctx context.Context) ending {
 			if s.cut.phase != cutConnecting {
 				return s.died()
 			}
-			if end, over := s.awaitSuccessor(ctx); over {
+			if end := s.awaitSuccessor(ctx); end != nil {
 				return end
 			}
 		case <-c.wake:
@@ -483,10 +483,10 @@ func (s *Session) healthy(now time.Time) {
 }
 
 // died describes the live connection after its end.
-func (s *Session) died() ending {
+func (s *Session) died() *ending {
 	l := &s.live
 	err := l.c.err
-	e := ending{cred: l.c.cred, fault: classify(err, StepSession, l.c.presented), accepted: l.accepted,
+	e := &ending{cred: l.c.cred, fault: classify(err, StepSession, l.c.presented), accepted: l.accepted,
 		proved: l.proved, byPeer: byPeer(err), answered: l.c.rounds.Load() > 0, acked: l.c.firstAck.Load() != 0}
 	if s.keep != nil && l.c.diedSilently(err) {
 		s.keep.died(time.Duration(l.c.silence.Load()))
@@ -513,7 +513,7 @@ func (s *Session) lose() {
 
 // farewell ends the work in order: no new messages, outstanding acknowledgements
 // for a bounded time, DISCONNECT.
-func (s *Session) farewell() ending {
+func (s *Session) farewell() *ending {
 	s.abandonCut()
 	c := s.live.c
 	t := time.NewTimer(s.cfg.Timing.Drain)
@@ -531,5 +531,5 @@ func (s *Session) farewell() ending {
 	}
 	c.close()
 	s.lose()
-	return ending{cred: c.cred}
+	return &ending{cred: c.cred}
 }

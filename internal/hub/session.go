@@ -95,11 +95,7 @@ func (s *Session) Run(ctx context.Context) error {
 	s.alarm.init()
 	defer s.alarm.stop()
 	defer s.board.state(StateStopped)
-	if err := s.cfg.Validate(); err != nil {
-		f := &Fault{Kind: Local, Step: StepName, Text: err.Error(), Err: err}
-		s.board.state(string(Local))
-		s.board.set(func(st *Status) { st.Fault = f })
-		s.log().Error("identity cannot be used", zap.Error(err))
+	if s.unusable() {
 		<-ctx.Done()
 		return nil
 	}
@@ -121,6 +117,19 @@ func (s *Session) Run(ctx context.Context) error {
 	return nil
 }
 
+// unusable says, on the board and in the log, when the configuration allows no session.
+func (s *Session) unusable() bool {
+	err := s.cfg.Validate()
+	if err == nil {
+		return false
+	}
+	f := &Fault{Kind: Local, Step: StepName, Text: err.Error(), Err: err}
+	s.board.state(string(Local))
+	s.board.set(func(st *Status) { st.Fault = f })
+	s.log().Error("identity cannot be used", zap.Error(err))
+	return true
+}
+
 // ending is how a connection, or the attempt at one, ended.
 type ending struct {
 	cred     *certstore.Credential
@@ -136,10 +145,10 @@ type ending struct {
 
 // attempt makes one connection with cred and stays with it, and with what replaces
 // it, to the end.
-func (s *Session) attempt(ctx context.Context, cred *certstore.Credential) ending {
+func (s *Session) attempt(ctx context.Context, cred *certstore.Credential) *ending {
 	c, fault := s.open(ctx, cred)
 	if fault != nil {
-		return ending{cred: cred, fault: fault}
+		return &ending{cred: cred, fault: fault}
 	}
 	s.take(c)
 	return s.serve(ctx)
@@ -153,7 +162,7 @@ func (s *Session) open(ctx context.Context, cred *certstore.Credential) (*conn, 
 	if err := s.pacer.connect(ctx); err != nil {
 		return nil, classify(err, StepName, false)
 	}
-	tr, fault := s.dial.dial(ctx, cred)
+	tr, fault := s.dialApart(ctx, cred)
 	if fault != nil {
 		return nil, fault
 	}
@@ -164,6 +173,18 @@ func (s *Session) open(ctx context.Context, cred *certstore.Credential) (*conn, 
 		return nil, classify(err, StepConnect, c.presented)
 	}
 	return c, nil
+}
+
+// dialApart dials on a goroutine that ends with the handshake: it needs a deep stack,
+// which the session's own would keep for as long as the connection lives.
+func (s *Session) dialApart(ctx context.Context, cred *certstore.Credential) (tr *transport, fault *Fault) {
+	done := make(chan struct{})
+	s.wg.Go(func() {
+		defer close(done)
+		tr, fault = s.dial.dial(ctx, cred)
+	})
+	<-done
+	return tr, fault
 }
 
 // connect sends CONNECT over a finished transport.
@@ -208,7 +229,7 @@ func (s *Session) awaitCredential(ctx context.Context) {
 
 // weigh draws the conclusions from an ending: what it says about the certificate,
 // about the oldest message, and how long to wait; 0 means try again at once.
-func (s *Session) weigh(e ending) time.Duration {
+func (s *Session) weigh(e *ending) time.Duration {
 	lived := time.Duration(0)
 	if !e.accepted.IsZero() {
 		lived = time.Since(e.accepted)
@@ -236,7 +257,7 @@ func (s *Session) weigh(e ending) time.Duration {
 }
 
 // report tells the board, and the log when the kind of trouble is a new one.
-func (s *Session) report(e ending, wait time.Duration) {
+func (s *Session) report(e *ending, wait time.Duration) {
 	s.board.state(string(e.fault.Kind))
 	s.board.set(func(st *Status) {
 		st.Fault, st.Attempt, st.NextTry = e.fault, s.backoff.fails, time.Now().Add(wait)
@@ -317,7 +338,7 @@ func (s *Session) withPoison(f func(*poison)) {
 }
 
 // poisonDied draws the conclusion from a connection that the hub closed.
-func (s *Session) poisonDied(e ending) {
+func (s *Session) poisonDied(e *ending) {
 	if !e.byPeer || e.oldest == 0 && !s.suspicious.Load() {
 		return
 	}

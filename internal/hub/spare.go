@@ -27,7 +27,7 @@ func (p *spare) committed(before, cred *certstore.Credential) {
 
 // weigh looks at a connection that ended. known says that its end was about the
 // spare and not about a candidate; again, that it is the other one's turn at once.
-func (p *spare) weigh(j *judge, store Credentials, e ending) (again, known bool) {
+func (p *spare) weigh(j *judge, store Credentials, e *ending) (again, known bool) {
 	current := store.Current()
 	switch {
 	case p.cred == nil:

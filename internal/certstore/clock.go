@@ -118,7 +118,7 @@ func (c *Clock) Now() (t time.Time, trusted bool) {
 func (c *Clock) TLSTime(cred *Credential) time.Time {
 	t, trusted := c.Now()
 	if !trusted && cred != nil {
-		t = later(t, cred.leaf.NotBefore)
+		t = later(t, cred.about.notBefore)
 	}
 	return t
 }

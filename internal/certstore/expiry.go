@@ -39,10 +39,10 @@ func expirySteps(life time.Duration) []expiryStep {
 
 // expiryOf returns the stage that c is in and its step; stage 0 has none.
 func expiryOf(c *Credential, now time.Time) (expiryStage, expiryStep) {
-	left := c.leaf.NotAfter.Sub(now)
+	left := c.about.notAfter.Sub(now)
 	var stage expiryStage
 	var at expiryStep
-	for i, step := range expirySteps(c.leaf.NotAfter.Sub(c.leaf.NotBefore)) {
+	for i, step := range expirySteps(c.about.notAfter.Sub(c.about.notBefore)) {
 		if left <= step.left {
 			stage, at = expiryStage(i+1), step
 		}

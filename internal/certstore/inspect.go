@@ -25,7 +25,8 @@ type Report struct {
 // validity; it should come from a Clock.
 func Inspect(c *Credential, wantCN string, now time.Time) Report {
 	r := Report{Summary: Summarize(c, now), CommonNameMatches: true, ChainWhole: len(c.notes) == 0}
-	top := c.chain[len(c.chain)-1]
+	chain := c.Chain()
+	leaf, top := chain[0], chain[len(chain)-1]
 	r.ChainTop = top.Issuer.String()
 	if selfIssued(top) {
 		r.ChainTop = "self-signed"
@@ -35,22 +36,22 @@ func Inspect(c *Credential, wantCN string, now time.Time) Report {
 		r.Problems = append(r.Problems, err.Error())
 	}
 	switch {
-	case now.After(c.leaf.NotAfter):
-		r.Problems = append(r.Problems, "expired on "+stamp(c.leaf.NotAfter)+"; renew it")
-	case now.Before(c.leaf.NotBefore):
-		r.Problems = append(r.Problems, "not valid before "+stamp(c.leaf.NotBefore)+"; is a clock wrong?")
+	case now.After(leaf.NotAfter):
+		r.Problems = append(r.Problems, "expired on "+stamp(leaf.NotAfter)+"; renew it")
+	case now.Before(leaf.NotBefore):
+		r.Problems = append(r.Problems, "not valid before "+stamp(leaf.NotBefore)+"; is a clock wrong?")
 	default:
 		if stage, step := expiryOf(c, now); stage > 0 {
 			r.Warnings = append(r.Warnings, fmt.Sprintf("%s left of its validity (%.1f days)", step.name, r.DaysLeft))
 		}
 	}
-	for _, i := range c.chain[1:] {
+	for _, i := range chain[1:] {
 		if now.After(i.NotAfter) {
 			r.Warnings = append(r.Warnings, fmt.Sprintf("the intermediate %q expired on %s", i.Subject, stamp(i.NotAfter)))
 		}
 	}
 	r.Warnings = append(r.Warnings, c.notes...)
-	r.Warnings = append(r.Warnings, leafWarnings(c.leaf)...)
+	r.Warnings = append(r.Warnings, leafWarnings(leaf)...)
 	return r
 }
 
@@ -112,7 +113,7 @@ func Shared(creds map[string]*Credential) map[string]string {
 		if creds[name] == nil {
 			continue
 		}
-		key := string(creds[name].leaf.Raw)
+		key := string(creds[name].chain[0])
 		if other, ok := first[key]; ok {
 			shared[name] = other
 		} else {
@@ -125,7 +126,7 @@ func Shared(creds map[string]*Credential) map[string]string {
 // nameProblem refuses a certificate of another identity: the hub would, at the price of the working connection. The hub
 // compares case-sensitively.
 func nameProblem(c *Credential, want string) error {
-	got := c.leaf.Subject.CommonName
+	got := c.about.commonName
 	if want == "" || got == want {
 		return nil
 	}

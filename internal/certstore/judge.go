@@ -135,7 +135,7 @@ func (s *Store) placed(mode string, where []string) {
 // preferFilesLocked drops a remembered credential that is out of date when the files hold a better one.
 func (s *Store) preferFilesLocked() {
 	now, _ := s.o.Clock.Now()
-	if s.fromLastGood && s.files.cred != nil && now.After(s.current.leaf.NotAfter) {
+	if s.fromLastGood && s.files.cred != nil && now.After(s.current.about.notAfter) {
 		s.current, s.fromLastGood = s.files.cred, false
 		s.files = slot{state: None, content: s.files.content}
 	}
@@ -175,14 +175,14 @@ func (s *Store) blockedLocked(sl *slot) {
 	if sl.blocked == was {
 		return
 	}
-	leaf := sl.cred.leaf
-	fields := []zap.Field{zap.String("fingerprint", sl.cred.fingerprint), zap.Time("not_before", leaf.NotBefore), zap.Time("not_after", leaf.NotAfter)}
+	leaf := &sl.cred.about
+	fields := []zap.Field{zap.String("fingerprint", sl.cred.fingerprint), zap.Time("not_before", leaf.notBefore), zap.Time("not_after", leaf.notAfter)}
 	switch sl.blocked {
 	case Refused:
-		sl.reason, sl.hint = "expired on "+stamp(leaf.NotAfter), "renew it; the current certificate is still valid"
+		sl.reason, sl.hint = "expired on "+stamp(leaf.notAfter), "renew it; the current certificate is still valid"
 		s.say(zap.WarnLevel, "certificate refused, the current one carries on", append(fields, zap.String("reason", sl.reason))...)
 	case Early:
-		sl.reason, sl.hint = "not valid before "+stamp(leaf.NotBefore), "it is tried then; is the clock of the issuer ahead?"
+		sl.reason, sl.hint = "not valid before "+stamp(leaf.notBefore), "it is tried then; is the clock of the issuer ahead?"
 		s.say(zap.InfoLevel, "certificate candidate waits for its validity", fields...)
 	default:
 		sl.reason, sl.hint = "", ""
@@ -233,7 +233,7 @@ func (s *Store) expiryLocked() {
 		if step.left == 0 {
 			text = "certificate expired"
 		}
-		s.say(step.level, text, zap.String("fingerprint", s.current.fingerprint), zap.Time("not_after", s.current.leaf.NotAfter), zap.String("left", step.name))
+		s.say(step.level, text, zap.String("fingerprint", s.current.fingerprint), zap.Time("not_after", s.current.about.notAfter), zap.String("left", step.name))
 	}
 	s.expiry = stage
 }
@@ -281,8 +281,8 @@ func (s *Store) Status() Status {
 		if stage, step := expiryOf(s.current, now); stage > 0 {
 			st.Expiry = step.name
 		}
-		if trusted && now.Before(s.current.leaf.NotBefore) {
-			st.Problems = append(st.Problems, "the current certificate is not valid before "+stamp(s.current.leaf.NotBefore))
+		if trusted && now.Before(s.current.about.notBefore) {
+			st.Problems = append(st.Problems, "the current certificate is not valid before "+stamp(s.current.about.notBefore))
 		}
 	}
 	s.candidateStatusLocked(&st, now, time.Now())
@@ -307,7 +307,7 @@ func (s *Store) candidateStatusLocked(st *Status, validity, now time.Time) {
 			case Refused:
 				st.CandidateState, st.NextRetry = Refused, time.Time{}
 			case Early:
-				st.CandidateState, st.NextRetry = Early, sl.cred.leaf.NotBefore.Add(hubSkew)
+				st.CandidateState, st.NextRetry = Early, sl.cred.about.notBefore.Add(hubSkew)
 			}
 			if st.NextRetry.Before(now) {
 				st.NextRetry = time.Time{}

@@ -2,7 +2,6 @@ package certstore
 
 import (
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
@@ -123,11 +122,7 @@ func (s *Store) save(c *Credential, m memory) error {
 		return nil
 	}
 	if s.o.KeepLastGood {
-		data, err := export(c)
-		if err != nil {
-			return err
-		}
-		if err := s.disk.replace(s.place(".pem"), data); err != nil {
+		if err := s.disk.replace(s.place(".pem"), export(c)); err != nil {
 			return fmt.Errorf("keep last good certificate: %w", err)
 		}
 	}
@@ -141,16 +136,12 @@ func (s *Store) save(c *Credential, m memory) error {
 	return nil
 }
 
-func export(c *Credential) ([]byte, error) {
+func export(c *Credential) []byte {
 	var out []byte
-	for _, cert := range c.chain {
-		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})...)
+	for _, der := range c.chain {
+		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(c.signer)
-	if err != nil {
-		return nil, errors.New("the private key cannot be exported")
-	}
-	return append(out, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})...), nil
+	return append(out, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: c.key.pkcs8})...)
 }
 
 // promoteStaged lets the proved ".new" files take the place of the files in use. The key goes first: a crash between the

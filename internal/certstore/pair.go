@@ -88,7 +88,10 @@ func assemble(path string, certs []*x509.Certificate, signer crypto.Signer) (*Cr
 		return nil, &Incomplete{Mismatch, fmt.Sprintf("the key is not the one of the certificate in %s (public key hashes %s and %s)", path, shortHash(spki), shortHash(certs[0].RawSubjectPublicKeyInfo))}
 	}
 	o := order(leaf, others)
-	c := newCredential(o.chain, signer, spki)
+	c, err := newCredential(o.chain, signer, spki)
+	if err != nil {
+		return nil, &Invalid{Reason: fmt.Sprintf("the private key for %s cannot be encoded", path)}
+	}
 	c.notes, c.doubts = o.notes, o.doubts
 	if certs[0] != leaf {
 		c.notes = append(c.notes, "the certificate of the key is not the first in the file")

@@ -151,13 +151,13 @@ func (s *Store) spendLocked() {
 // is out of date itself there is nothing to lose, so the hub's clock may decide.
 func (s *Store) worthLocked(c *Credential) CandidateState {
 	now, trusted := s.o.Clock.Now()
-	if s.current == nil || now.After(s.current.leaf.NotAfter) {
+	if s.current == nil || now.After(s.current.about.notAfter) {
 		return ""
 	}
 	switch {
-	case now.After(c.leaf.NotAfter):
+	case now.After(c.about.notAfter):
 		return Refused
-	case trusted && now.Before(c.leaf.NotBefore.Add(hubSkew)) && now.Before(c.leaf.NotAfter):
+	case trusted && now.Before(c.about.notBefore.Add(hubSkew)) && now.Before(c.about.notAfter):
 		return Early
 	}
 	return ""
@@ -252,7 +252,7 @@ func (s *Store) commitLocked(c *Credential, gap time.Duration) {
 	s.replaced = old
 	s.counters.committed++
 	s.lastRotation, s.gap = time.Now().Round(0), gap
-	s.backwards = old != nil && c.leaf.NotBefore.Before(old.leaf.NotBefore)
+	s.backwards = old != nil && c.about.notBefore.Before(old.about.notBefore)
 	s.provedLocked(c)
 	level, text := zap.InfoLevel, "certificate committed"
 	if s.backwards {
@@ -323,13 +323,13 @@ func (s *Store) missLocked(c *Credential, reason string) {
 
 // missHint says what an operator can do about a credential that the hub did not take.
 func (s *Store) missHint(c *Credential) string {
-	if s.current != nil && s.current.leaf.Issuer.String() != c.leaf.Issuer.String() {
-		return fmt.Sprintf("the issuer changed from %q to %q: is the new one registered in the hub or the enrollment group?", s.current.leaf.Issuer, c.leaf.Issuer)
+	if s.current != nil && s.current.about.issuer != c.about.issuer {
+		return fmt.Sprintf("the issuer changed from %q to %q: is the new one registered in the hub or the enrollment group?", s.current.about.issuer, c.about.issuer)
 	}
 	return "is the thumbprint or the issuing CA entered in the hub, and the device enabled?"
 }
 
 func credFields(c *Credential) []zap.Field {
 	return []zap.Field{zap.String("fingerprint", c.fingerprint), zap.String("sha1", c.SHA1()), zap.String("sha256", c.SHA256()),
-		zap.Time("not_after", c.leaf.NotAfter)}
+		zap.Time("not_after", c.about.notAfter)}
 }

@@ -1,9 +1,6 @@
 package certstore
 
-import (
-	"crypto/x509"
-	"time"
-)
+import "time"
 
 // CandidateState says where the newest certificate on disk is on its way to being current.
 type CandidateState string
@@ -79,15 +76,10 @@ type Status struct {
 
 // Summarize describes a credential at a given time.
 func Summarize(c *Credential, now time.Time) Summary {
-	leaf := c.Leaf()
+	a := &c.about
 	return Summary{
 		Fingerprint: c.Fingerprint(), SHA1: c.SHA1(), SHA256: c.SHA256(),
-		CommonName: leaf.Subject.CommonName, Subject: leaf.Subject.String(), Issuer: leaf.Issuer.String(),
-		Serial: leaf.SerialNumber.Text(16), Key: keyName(leaf.PublicKey), Chain: len(c.Chain()),
-		NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter, DaysLeft: daysLeft(leaf, now),
+		CommonName: a.commonName, Subject: a.subject, Issuer: a.issuer, Serial: a.serial, Key: a.key, Chain: len(c.chain),
+		NotBefore: a.notBefore, NotAfter: a.notAfter, DaysLeft: a.notAfter.Sub(now).Hours() / 24,
 	}
-}
-
-func daysLeft(leaf *x509.Certificate, now time.Time) float64 {
-	return leaf.NotAfter.Sub(now).Hours() / 24
 }

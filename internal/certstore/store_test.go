@@ -1,6 +1,7 @@
 package certstore
 
 import (
+	"crypto"
 	"os"
 	"path/filepath"
 	"strings"
@@ -128,10 +129,16 @@ func pemOf(c *Credential) []byte {
 	return out
 }
 
+func signerOf(t testing.TB, c *Credential) crypto.Signer {
+	t.Helper()
+	cert, err := c.TLSCertificate()
+	must(t, err)
+	return cert.PrivateKey.(crypto.Signer)
+}
+
 func keyOf(t testing.TB, c *Credential) []byte {
 	t.Helper()
-	data, err := export(c)
-	must(t, err)
+	data := export(c)
 	return data[strings.Index(string(data), "-----BEGIN PRIVATE"):]
 }
 

@@ -41,7 +41,7 @@ func TestCertificateIsSentWhateverTheServerNames(t *testing.T) {
 			must(t, err)
 			defer conn.Close()
 			client := tls.Client(conn, &tls.Config{ServerName: "hub", RootCAs: site.Pool(), MaxVersion: version,
-				GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return c.TLSCertificate(), nil }})
+				GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return c.TLSCertificate() }})
 			must(t, client.Handshake())
 			st := <-got
 			if len(st.PeerCertificates) != len(c.Chain()) || !st.PeerCertificates[0].Equal(c.Leaf()) {

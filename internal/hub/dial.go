@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net"
 	"strings"
 	"sync/atomic"
@@ -176,9 +177,9 @@ func (d *dialer) tlsConfig(tr *transport, cred *certstore.Credential) *tls.Confi
 		// Certificates would send none at all, and no error, when the server's list of
 		// authorities does not name ours.
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			cert := cred.TLSCertificate()
-			if cert == nil || len(cert.Certificate) == 0 {
-				return nil, errEmptyCert
+			cert, err := cred.TLSCertificate()
+			if err != nil {
+				return nil, fmt.Errorf("%w: %w", errEmptyCert, err)
 			}
 			tr.presented.Store(true)
 			return cert, nil

@@ -59,10 +59,10 @@ func (g *gateway) commandState(name string) cloud.State {
 	if id == nil {
 		return cloud.State{State: hub.StateStopped}
 	}
-	st := id.session.Status()
-	s := cloud.State{Connected: st.State == hub.StateConnected, State: st.State}
-	if st.Fault != nil {
-		s.Fault = st.Fault.Error()
+	state, fault := id.session.State()
+	s := cloud.State{Connected: state == hub.StateConnected, State: state}
+	if fault != nil {
+		s.Fault = fault.Error()
 	}
 	return s
 }

@@ -328,7 +328,7 @@ func (g *gateway) unconfigured() []string {
 func (g *gateway) queued() int64 {
 	var n int64
 	for _, id := range g.now.Load().identities {
-		n += id.queue.Stats().Messages
+		n += id.queue.Messages()
 	}
 	return n
 }

@@ -271,10 +271,10 @@ func (g *gateway) statusLine() string {
 	connected, queued := 0, int64(0)
 	identities := g.now.Load().identities
 	for _, id := range identities {
-		if id.session.Status().State == hub.StateConnected {
+		if state, _ := id.session.State(); state == hub.StateConnected {
 			connected++
 		}
-		queued += id.queue.Stats().Messages
+		queued += id.queue.Messages()
 	}
 	line := fmt.Sprintf("%d of %d identities connected, %d queued", connected, len(identities), queued)
 	if t := g.journal.Stats().Trouble; t != "" {

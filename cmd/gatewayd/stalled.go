@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 )
@@ -20,16 +21,23 @@ const (
 type rollCall struct {
 	g    *gateway
 	mu   sync.Mutex
-	last map[string]turn // guarded by mu
+	last map[part]turn // guarded by mu
 }
+
+// part names a component without putting a text together: all are named every few
+// seconds, and hardly one is ever told of.
+type part struct{ what, name string }
+
+func (p part) String() string { return p.what + p.name }
 
 // turn is what a loop said last time.
 type turn struct {
 	count uint64
 	since time.Time // when the count was first seen
+	asked time.Time
 }
 
-func newRollCall(g *gateway) *rollCall { return &rollCall{g: g, last: make(map[string]turn)} }
+func newRollCall(g *gateway) *rollCall { return &rollCall{g: g, last: make(map[part]turn)} }
 
 // stalled names the component that makes no progress, or "".
 func (r *rollCall) stalled() string {
@@ -41,34 +49,34 @@ func (r *rollCall) stalled() string {
 
 // unanswered asks everybody, and names who holds its lock for ever.
 func (r *rollCall) unanswered() string {
-	asked := make(chan string, 1)
+	asked := make(chan part, 1)
 	finished := make(chan struct{})
 	go func() {
 		defer close(finished)
-		say := func(name string) {
+		say := func(what, name string) {
 			select {
 			case <-asked:
 			default:
 			}
-			asked <- name
+			asked <- part{what, name}
 		}
 		a := r.g.now.Load()
-		say("queue")
+		say("queue", "")
 		r.g.journal.Stats()
-		say("commands")
+		say("commands", "")
 		r.g.cloud.Steps()
-		say("certificates")
+		say("certificates", "")
 		r.g.watcher.Rounds()
 		for _, id := range a.identities {
-			say("queue of " + id.cfg.Name)
+			say("queue of ", id.cfg.Name)
 			id.queue.Stats()
-			say("session " + id.cfg.Name)
+			say("session ", id.cfg.Name)
 			id.session.Turns()
-			say("certificates of " + id.cfg.Name)
-			id.store.Status()
+			say("certificates of ", id.cfg.Name)
+			id.store.Current()
 		}
 		for _, m := range a.mqtt {
-			say("mqtt listener " + m.Addr().String())
+			say("mqtt listener ", m.Addr().String())
 			m.Stats()
 		}
 	}()
@@ -78,7 +86,7 @@ func (r *rollCall) unanswered() string {
 	case <-finished:
 		return ""
 	case <-limit.C:
-		return <-asked
+		return (<-asked).String()
 	}
 }
 
@@ -87,31 +95,31 @@ func (r *rollCall) stuck(now time.Time) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	what := ""
-	seen := make(map[string]turn, len(r.last))
-	look := func(name string, count uint64, limit time.Duration) {
-		t, known := r.last[name]
+	look := func(who part, count uint64, limit time.Duration) {
+		t, known := r.last[who]
 		if !known || t.count != count {
 			t = turn{count: count, since: now}
 		}
-		seen[name] = t
+		t.asked = now
+		r.last[who] = t
 		if stands := now.Sub(t.since); stands > limit && what == "" {
-			what = fmt.Sprintf("%s has stood still for %s", name, stands.Round(time.Second))
+			what = fmt.Sprintf("%s has stood still for %s", who, stands.Round(time.Second))
 		}
 	}
 	a := r.g.now.Load()
 	writer, housekeeper := r.g.journal.Turns()
-	look("queue", writer, stallLimit+a.cfg.Queue.SyncInterval)
-	look("housekeeping of the queue", housekeeper, choreLimit)
-	look("certificates", r.g.watcher.Rounds(), stallLimit)
+	look(part{what: "queue"}, writer, stallLimit+a.cfg.Queue.SyncInterval)
+	look(part{what: "housekeeping of the queue"}, housekeeper, choreLimit)
+	look(part{what: "certificates"}, r.g.watcher.Rounds(), stallLimit)
 	if steps, waiting := r.g.cloud.Steps(); waiting {
-		look("commands", steps, sessionLimit)
+		look(part{what: "commands"}, steps, sessionLimit)
 	}
 	for _, id := range a.identities {
 		// One that is not connected waits for others.
 		if turns, connected := id.session.Turns(); connected {
-			look("session "+id.cfg.Name, turns, sessionLimit)
+			look(part{"session ", id.cfg.Name}, turns, sessionLimit)
 		}
 	}
-	r.last = seen
+	maps.DeleteFunc(r.last, func(_ part, t turn) bool { return t.asked != now })
 	return what
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -28,7 +29,8 @@ type build struct {
 	Arch    string    `json:"arch"`
 }
 
-func readBuild() build {
+// readBuild looks once.
+var readBuild = sync.OnceValue(func() build {
 	b := build{Version: version, Commit: commit, Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH}
 	b.Built, _ = time.Parse(time.RFC3339, built)
 	if info, ok := debug.ReadBuildInfo(); ok {
@@ -38,7 +40,7 @@ func readBuild() build {
 		b.Version = "devel"
 	}
 	return b
-}
+})
 
 // fill takes from the toolchain what the linker was not told.
 func (b *build) fill(info *debug.BuildInfo) {

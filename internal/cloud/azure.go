@@ -93,6 +93,6 @@ func (id *Identity) tellChange(change object) {
 		Topic: id.topic("twin/change/" + version), Payload: encode(change), ContentType: jsonType, Azure: true,
 	})
 	if err != nil {
-		id.log.Warn("change of desired properties not passed on", zap.Error(err))
+		id.log().Warn("change of desired properties not passed on", zap.Error(err))
 	}
 }

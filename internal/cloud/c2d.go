@@ -221,7 +221,7 @@ func (id *Identity) message(a *arrival) queue.Message {
 func (id *Identity) storeFailed(err error) {
 	if !id.c2d.broken {
 		id.c2d.broken = true
-		id.log.Warn("C2D messages stay at the hub: they cannot be stored", zap.Error(err))
+		id.log().Warn("C2D messages stay at the hub: they cannot be stored", zap.Error(err))
 	}
 }
 
@@ -236,7 +236,7 @@ func (id *Identity) stored(a *arrival, seq uint64, err error) {
 	s := &id.c2d
 	if s.broken {
 		s.broken = false
-		id.log.Info("C2D messages are stored again")
+		id.log().Info("C2D messages are stored again")
 	}
 	a.state = stored
 	s.seen.add(a.mid)

@@ -73,7 +73,7 @@ func (id *Identity) offer(p *pending, props []queue.Property, payload []byte) {
 		m.Expires = p.expires
 	}
 	if _, err := id.c.local.Publish(m); err != nil {
-		id.log.Warn("C2D message not offered to local clients", zap.Uint64("seq", p.seq), zap.Error(err))
+		id.log().Warn("C2D message not offered to local clients", zap.Uint64("seq", p.seq), zap.Error(err))
 	}
 }
 
@@ -104,7 +104,7 @@ func (id *Identity) scan(after uint64, use func(*pending, queue.Message) bool) {
 	for {
 		m, ok, err := r.Next()
 		if err != nil {
-			id.log.Warn("C2D messages cannot be read", zap.Error(err))
+			id.log().Warn("C2D messages cannot be read", zap.Error(err))
 			return
 		}
 		if !ok {
@@ -147,7 +147,7 @@ func (id *Identity) expire() {
 // drop forgets a message that nobody acknowledged in time.
 func (id *Identity) drop(i int) {
 	p := id.c2d.waiting[i]
-	id.log.Warn("C2D message expired before a local client acknowledged it", zap.Uint64("seq", p.seq))
+	id.log().Warn("C2D message expired before a local client acknowledged it", zap.Uint64("seq", p.seq))
 	id.leave(p)
 }
 

@@ -130,10 +130,10 @@ func (c *Cloud) program(ctx context.Context, id *Identity, method string, argv [
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return refusal(http.StatusGatewayTimeout, "the program did not end in time")
 	case errors.As(err, &exit):
-		id.log.Warn("program of a method failed", zap.String("method", method), zap.Error(err))
+		id.log().Warn("program of a method failed", zap.String("method", method), zap.Error(err))
 		return failed(exit, printed)
 	case err != nil:
-		id.log.Warn("program of a method failed", zap.String("method", method), zap.Error(err))
+		id.log().Warn("program of a method failed", zap.String("method", method), zap.Error(err))
 		return refusal(http.StatusInternalServerError, "the program cannot be run")
 	}
 	return answer{http.StatusOK, printed}

@@ -58,7 +58,6 @@ const (
 type Identity struct {
 	c       *Cloud
 	options atomic.Pointer[Options]
-	log     *zap.Logger
 	q       *queue.Queue // nil while there was no C2D message; belongs to the step at hand
 
 	// What follows up to mu belongs to the step at hand.
@@ -79,6 +78,10 @@ type Identity struct {
 	alarmAt time.Time // zero = not set
 }
 
+// log is for lines with the identity's name. It is made when there is something to say:
+// kept by each of many identities that have nothing to, it would cost 1.2 KiB.
+func (id *Identity) log() *zap.Logger { return id.c.log.With(zap.String("identity", id.opt().Name)) }
+
 // opt is what was configured last.
 func (id *Identity) opt() *Options { return id.options.Load() }
 
@@ -97,7 +100,7 @@ func (c *Cloud) Add(o Options) (*Identity, error) {
 	if id := c.unpark(o.Name); id != nil {
 		return id, id.change(o)
 	}
-	id := &Identity{c: c, log: c.log.With(zap.String("identity", o.Name)), news: make(chan struct{})}
+	id := &Identity{c: c, news: make(chan struct{})}
 	if err := id.set(o); err != nil {
 		return nil, err
 	}
@@ -331,7 +334,7 @@ func (id *Identity) Filters(h hub.Identity) []packet.Subscription {
 // Connected is part of hub.Commands.
 func (id *Identity) Connected(link hub.Link, refused []string) {
 	for _, f := range refused {
-		id.log.Warn("the hub refuses a subscription", zap.String("filter", f))
+		id.log().Warn("the hub refuses a subscription", zap.String("filter", f))
 	}
 	id.post(func() {
 		if id.opt().Twin {
@@ -387,7 +390,7 @@ func (id *Identity) retain(topic string, payload []byte) {
 	_, err := id.c.local.Publish(downstream.LocalMessage{Topic: id.topic(topic), Payload: payload, QoS: 1, Retain: true,
 		ContentType: jsonType})
 	if err != nil {
-		id.log.Warn("value not retained for local clients", zap.String("topic", topic), zap.Error(err))
+		id.log().Warn("value not retained for local clients", zap.String("topic", topic), zap.Error(err))
 	}
 }
 

@@ -161,7 +161,7 @@ func (id *Identity) flushTwin() {
 	} else {
 		if !t.diskBad {
 			t.diskBad = true
-			id.log.Warn("reported properties not kept on disk", zap.Error(err))
+			id.log().Warn("reported properties not kept on disk", zap.Error(err))
 		}
 		// What the hub has confirmed stays confirmed: to tell it again would be harmless.
 		t.next = t.unsent
@@ -213,7 +213,7 @@ func (id *Identity) patchRefused(kind requestKind, status int, body []byte) {
 	} else {
 		t.dropHead()
 	}
-	id.log.Warn("the hub refuses reported properties", zap.Int("status", status), zap.String("reason", clip(reason.Message)))
+	id.log().Warn("the hub refuses reported properties", zap.Int("status", status), zap.String("reason", clip(reason.Message)))
 }
 
 func clip(s string) string {

@@ -184,7 +184,7 @@ func (id *Identity) twinAnswered(link hub.Link, a topic, body []byte) {
 		}
 	case a.status == 429 || a.status >= 500 || kind == getting:
 		if t.fails == 0 {
-			id.log.Info("the hub defers a twin request", zap.Int("status", a.status))
+			id.log().Info("the hub defers a twin request", zap.Int("status", a.status))
 		}
 		id.twinLater()
 		return
@@ -202,7 +202,7 @@ func (id *Identity) gotTwin(body []byte) {
 	doc, err := decodeObject(body)
 	desired, _ := doc["desired"].(object)
 	if err != nil || desired == nil {
-		id.log.Warn("the hub's twin cannot be read", zap.Error(err))
+		id.log().Warn("the hub's twin cannot be read", zap.Error(err))
 		id.twinLater()
 		return
 	}
@@ -227,7 +227,7 @@ func (id *Identity) desiredChanged(link hub.Link, at topic, body []byte) {
 	t := &id.twin
 	change, err := decodeObject(body)
 	if err != nil {
-		id.log.Warn("a change of desired properties cannot be read", zap.Error(err))
+		id.log().Warn("a change of desired properties cannot be read", zap.Error(err))
 		change = nil
 	}
 	p := desiredPatch{versionOf(change), change}
@@ -284,7 +284,7 @@ func (id *Identity) setDesired(section, change object) {
 	}
 	err := id.c.files.write(id.opt().Name, desiredFile, raw)
 	if err != nil && !t.diskBad {
-		id.log.Warn("desired properties not kept on disk", zap.Error(err))
+		id.log().Warn("desired properties not kept on disk", zap.Error(err))
 	}
 	t.diskBad = err != nil
 	if change == nil {

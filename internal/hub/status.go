@@ -108,6 +108,14 @@ func (s *Session) Turns() (n uint64, connected bool) {
 	return s.turns.Load(), true
 }
 
+// State is the part of Status that is looked at often; it costs nothing. fault is nil
+// when nothing is wrong.
+func (s *Session) State() (state string, fault *Fault) {
+	s.board.mu.Lock()
+	defer s.board.mu.Unlock()
+	return s.board.st.State, s.board.st.Fault
+}
+
 // Status returns a copy.
 func (s *Session) Status() Status {
 	s.board.mu.Lock()

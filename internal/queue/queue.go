@@ -407,6 +407,13 @@ func parseState(body []byte) (s queueState, ok bool) {
 	return s, !c.bad && s.next > 0
 }
 
+// Messages counts what waits.
+func (q *Queue) Messages() int64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.msgs
+}
+
 // Stats describe the queue. OldestAge may cost one read.
 func (q *Queue) Stats() Stats {
 	age := q.oldestAge()

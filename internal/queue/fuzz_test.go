@@ -2,6 +2,7 @@ package queue
 
 import (
 	"math/rand/v2"
+	"slices"
 	"testing"
 )
 
@@ -22,6 +23,7 @@ func FuzzSegment(f *testing.F) {
 			return
 		}
 		if int(off) < len(data) {
+			data = slices.Clone(data) // it is the fuzzer's
 			data[off] ^= flip
 		}
 		fs := newMemFS()
@@ -57,6 +59,12 @@ func FuzzItems(f *testing.F) {
 			t.Error("a queue without a next sequence")
 		}
 		parseList(body, 1, len(body)/3, nil)
+		frame := append(beginItem(make([]byte, frameHeaderLen), itemAgain), body...)
+		endItem(frame, frameHeaderLen, 1)
+		for _, off := range []int{frameHeaderLen, frameHeaderLen + 1, len(frame) - 1, len(frame) + 1} {
+			frameView{b: frame, salt: 1}.item(off, itemMeta)
+			frameView{b: frame, salt: 1}.base(off)
+		}
 		if dir, total, ok := footerSize(body, 100); ok && dir <= len(body) {
 			parseFooter(body[:dir], 1, total, func(footerRun) {})
 		}

@@ -34,7 +34,7 @@ func newDemoCommand() *cobra.Command {
 throw-away certificates, this gateway with two devices and one module, and simulated sensors that publish
 over MQTT. Certificates are renewed on disk while messages flow. Ctrl-C ends it. The exit code is 0 only
 if every message that a sensor sent has arrived at the hub.`,
-		Args: cobra.NoArgs,
+		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if f.rate <= 0 || f.length < 0 || f.renew < 0 {
 				return &exitError{exitUsage, errors.New("--rate must be above 0; --for and --renew not below")}

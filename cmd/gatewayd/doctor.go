@@ -50,6 +50,7 @@ type diagnosis struct {
 	// Configuration is what keeps the file from being used at all.
 	Configuration []string   `json:"configuration_problems,omitempty"`
 	Next          string     `json:"next,omitempty"`
+	Listeners     []string   `json:"listener_problems,omitempty"` // what a stopped gateway could not bind
 	Identities    []*patient `json:"identities"`
 }
 
@@ -192,6 +193,9 @@ func (d *doctor) examine(ctx context.Context, args []string) (*diagnosis, error)
 	}
 	d.prepare(ctx)
 	found.Running = d.runningWord()
+	if d.report == nil && d.unknown == nil {
+		found.Listeners = takenAddresses(ctx, cfg)
+	}
 	d.certificates(chosen)
 	var wg sync.WaitGroup
 	free := make(chan struct{}, atOnce)
@@ -204,7 +208,7 @@ func (d *doctor) examine(ctx context.Context, args []string) (*diagnosis, error)
 	}
 	wg.Wait()
 	found.Identities = chosen
-	found.Healthy = len(found.Configuration) == 0 && !slices.ContainsFunc(chosen, func(p *patient) bool { return p.Fault != nil })
+	found.Healthy = len(found.Configuration)+len(found.Listeners) == 0 && !slices.ContainsFunc(chosen, func(p *patient) bool { return p.Fault != nil })
 	return found, ctx.Err()
 }
 
@@ -282,8 +286,14 @@ func (f *diagnosis) write(out io.Writer) error {
 	for _, line := range f.Configuration {
 		fmt.Fprintf(out, "  FAULT  %s  %s\n", stepConfiguration, line)
 	}
+	for _, line := range f.Listeners {
+		fmt.Fprintf(out, "  FAULT  listener  %s\n", line)
+	}
 	if f.Next != "" {
 		fmt.Fprintf(out, "  next   %s\n", f.Next)
+	}
+	if len(f.Listeners) > 0 {
+		fmt.Fprintln(out, "  next   See who has the address (ss -ltnp) and stop it, or choose another one: the gateway does not start.")
 	}
 	faulty := 0
 	for _, p := range f.Identities {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"time"
 
@@ -88,7 +89,7 @@ func (d *doctor) files(_ context.Context, p *patient) bool {
 	}
 	p.ok(stepFile, "%s", strings.Join(nonEmpty(src.Cert, src.Key, src.PKCS12), ", "))
 	if loose != "" {
-		return p.fault(stepKey, loose, "The gateway does not take the key before that is done.")
+		return p.fault(stepKey, loose, "Change its mode: other users of this machine can take the identity.")
 	}
 	p.ok(stepKey, "%s, fits the certificate", r.Key)
 	d.chainOf(p)
@@ -146,6 +147,31 @@ func (d *doctor) clocks(_ context.Context, p *patient) bool {
 	}
 	p.ok(stepClock, "%s, %s", time.Now().UTC().Format(time.RFC3339), word)
 	return true
+}
+
+// takenAddresses binds every TCP address of the file for a moment.
+func takenAddresses(ctx context.Context, cfg *config.Config) []string {
+	var problems []string
+	try := func(path string, a config.Address) {
+		if !a.Enabled() || a.Network != "tcp" {
+			return
+		}
+		var lc net.ListenConfig
+		l, err := lc.Listen(ctx, a.Network, a.Address)
+		if err != nil {
+			problems = append(problems, fmt.Sprintf("%s: %v", path, err))
+			return
+		}
+		_ = l.Close() // it never served anybody
+	}
+	for i, m := range cfg.Downstream.MQTT {
+		try(fmt.Sprintf("downstream.mqtt[%d]", i), m.Listen)
+	}
+	for i, h := range cfg.Downstream.HTTP {
+		try(fmt.Sprintf("downstream.http[%d]", i), h.Listen)
+	}
+	try("admin.listen", cfg.Admin.Listen)
+	return problems
 }
 
 // loadFault sorts why files cannot be used under file or key.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -116,7 +117,7 @@ func (s *stateFolder) space(cfg *config.Config) *finding {
 		return &finding{stepQueue, fmt.Sprintf("state_dir: %v", err), "Look at the disk."}
 	}
 	free, needed := int64(st.Bavail)*int64(st.Bsize), int64(1<<20)
-	if free < needed {
+	if st.Blocks > 0 && free < needed {
 		return &finding{stepQueue, fmt.Sprintf("the disk of state_dir is full: %d KiB are free", free>>10),
 			"Make room: sensors are refused when the queue cannot grow. queue.max_bytes bounds what it takes."}
 	}
@@ -133,19 +134,48 @@ func existing(path string) string {
 	}
 }
 
-// writable asks the kernel whether the folder, or the one in which it would be made,
-// can be written to.
+// writable tries to make something in the folder, or the folder itself, and takes it
+// away again. What is asked of the kernel without trying is not the whole truth.
 func writable(dir string, user *serviceUser) (string, error) {
 	at := existing(dir)
 	info, err := os.Stat(at)
 	if err == nil && !info.IsDir() {
 		return at, errors.New("is not a folder")
 	}
-	ask := func() error { return unix.Faccessat(unix.AT_FDCWD, at, unix.W_OK|unix.X_OK, unix.AT_EACCESS) }
-	if user != nil {
-		return at, user.do(ask)
+	try := func() error {
+		if at == dir {
+			f, err := os.CreateTemp(dir, ".doctor-*")
+			if err != nil {
+				return err
+			}
+			return errors.Join(f.Close(), os.Remove(f.Name()))
+		}
+		first := filepath.Join(at, firstBelow(at, dir))
+		if err := os.Mkdir(first, 0o700); err != nil {
+			return err
+		}
+		return os.Remove(first)
 	}
-	return at, ask()
+	if user != nil {
+		err = user.do(try)
+	} else {
+		err = try()
+	}
+	var path *os.PathError
+	if errors.As(err, &path) {
+		err = path.Err
+	}
+	return at, err
+}
+
+// firstBelow is the first folder on the way from one to another below it.
+func firstBelow(at, dir string) string {
+	rest, err := filepath.Rel(at, dir)
+	if err != nil {
+		return filepath.Base(dir)
+	}
+	first, _, _ := strings.Cut(rest, string(filepath.Separator))
+	return first
 }
 
 // stored is the last step: what waits, and whether it can wait.

@@ -101,6 +101,8 @@ func (a ailment) check(t *testing.T) {
 	switch {
 	case p == nil && len(d.Configuration) > 0:
 		f = &finding{stepConfiguration, strings.Join(d.Configuration, "\n"), d.Next}
+	case len(d.Listeners) > 0:
+		f = &finding{"listener", strings.Join(d.Listeners, "\n"), "-"}
 	case p != nil:
 		f = p.Fault
 	}
@@ -126,6 +128,13 @@ func configurationAilments() []ailment {
 		{name: "unknown key", before: edit("state_dir:", "state_folder:"), step: stepConfiguration, text: "state_folder", code: exitUsage},
 		{name: "wrong type", before: edit("window: 64", "window: many"), step: stepConfiguration, text: "hub.window", code: exitUsage},
 		{name: "route to nobody", before: edit(`to: "{1}"`, "to: press-8"), step: stepConfiguration, text: "routes[0].to", code: exitUsage},
+		{name: "port taken", before: func(s *plant) {
+			l := must(net.Listen("tcp", s.mqtt))(s.t)
+			s.t.Cleanup(func() { l.Close() })
+		}, step: "listener", text: "downstream.mqtt[0]"},
+		{name: "users file missing", before: func(s *plant) {
+			s.edit(fmt.Sprintf("{listen: %q}]\n  http", s.mqtt), fmt.Sprintf("{listen: %q, users_file: users}]\n  http", s.mqtt))
+		}, step: stepConfiguration, text: "users_file", code: exitUsage},
 		{name: "half a connection string", before: edit("DeviceId=press-7;", ""), step: stepConfiguration, text: "DeviceId", code: exitUsage},
 	}
 }

@@ -29,7 +29,7 @@ func newQueueCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "queue",
 		Short: "Look inside the queue of a stopped or running gateway",
-		Args:  cobra.NoArgs,
+		Args:  usageArgs(cobra.NoArgs),
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(
@@ -41,20 +41,10 @@ func newQueueCommand() *cobra.Command {
 	return cmd
 }
 
-// argsOf makes an error of a command's arguments exit with 2.
-func argsOf(check cobra.PositionalArgs) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if err := check(cmd, args); err != nil {
-			return &exitError{exitUsage, err}
-		}
-		return nil
-	}
-}
-
 // readQueue makes a command that only reads, beside a running gateway or not.
 func readQueue(use, short string, args cobra.PositionalArgs, show func(cmd *cobra.Command, j *queue.Journal, args []string) error) *cobra.Command {
 	var file string
-	cmd := &cobra.Command{Use: use, Short: short, Args: argsOf(args), RunE: func(cmd *cobra.Command, args []string) error {
+	cmd := &cobra.Command{Use: use, Short: short, Args: usageArgs(args), RunE: func(cmd *cobra.Command, args []string) error {
 		cfg, err := loadConfig(file)
 		if err != nil {
 			return err
@@ -167,7 +157,7 @@ func newRequeueCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "requeue IDENTITY [SEQ...]",
 		Short: "Put messages that were set aside back into their queue: those named, or all",
-		Args:  argsOf(cobra.MinimumNArgs(1)),
+		Args:  usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg, err := loadConfig(file)
 			if err != nil {
@@ -201,7 +191,7 @@ func newDropCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "drop IDENTITY --yes",
 		Short: "Forget the queue of an identity that is no longer configured, with everything in it",
-		Args:  argsOf(cobra.ExactArgs(1)),
+		Args:  usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg, err := loadConfig(file)
 			if err != nil {
@@ -229,7 +219,7 @@ func newReloadCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "reload -c FILE",
 		Short: "Have the running gateway read its configuration and certificates again",
-		Args:  argsOf(cobra.NoArgs),
+		Args:  usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := loadConfig(file)
 			if err != nil {

@@ -22,7 +22,14 @@ func newRunCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run -c FILE",
 		Short: "Run the gateway until it is told to stop",
-		Args:  cobra.NoArgs,
+		Long: `Run the gateway until it is told to stop.
+
+SIGTERM and SIGINT stop it in order: what was accepted is on disk, and a bounded
+time is given to acknowledgements. SIGHUP reads the configuration, the
+certificates, users and tokens again, as gatewayd reload does.
+
+Exit codes: 0 asked to stop, 1 failed while running, 2 bad usage or configuration.`,
+		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := loadConfig(file)
 			if err != nil {

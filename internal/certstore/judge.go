@@ -197,7 +197,10 @@ func (s *Store) patienceLocked(sl *slot, now time.Time) {
 		return
 	}
 	warn := 30 * time.Second
-	if sl.kind == Torn {
+	switch {
+	case s.current == nil:
+		warn = 3 * time.Second // nothing carries on meanwhile
+	case sl.kind == Torn:
 		warn = 10 * time.Second
 	}
 	level := zap.InfoLevel

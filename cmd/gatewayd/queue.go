@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"text/tabwriter"
 	"time"
@@ -34,7 +35,7 @@ func newQueueCommand() *cobra.Command {
 	}
 	cmd.AddCommand(
 		readQueue("ls", "List the queues: what waits, how old it is, what was set aside or dropped", cobra.NoArgs, listQueues),
-		readQueue("inspect IDENTITY [SEQ]", "Show the messages of a queue, one line each, or one message whole", cobra.RangeArgs(1, 2), inspectQueue),
+		readQueue("inspect IDENTITY [SEQ]", "Show the messages of a queue, one line each, or one message whole", inspectArgs, inspectQueue),
 		readQueue("export [IDENTITY]", "Write messages, also those set aside, as JSON lines", cobra.MaximumNArgs(1), exportQueue),
 		readQueue("verify", "Read every byte and check every checksum; exit 1 when something is damaged", cobra.NoArgs, verifyQueue),
 		newRequeueCommand(), newDropCommand())
@@ -56,10 +57,19 @@ func readQueue(use, short string, args cobra.PositionalArgs, show func(cmd *cobr
 		if err != nil {
 			return err
 		}
-		return errors.Join(show(cmd, j, args), j.Close())
+		return errors.Join(neverUsed(cfg, args, show(cmd, j, args)), j.Close())
 	}}
 	addConfigFlag(cmd, &file)
 	return cmd
+}
+
+// neverUsed takes the missing queue of a configured identity for an empty one: it
+// comes into being with the first message.
+func neverUsed(cfg *config.Config, args []string, err error) error {
+	if errors.Is(err, queue.ErrNotFound) && len(args) == 1 && slices.Contains(cfg.Names(), args[0]) {
+		return nil
+	}
+	return err
 }
 
 func listQueues(cmd *cobra.Command, j *queue.Journal, _ []string) error {
@@ -83,6 +93,9 @@ func inspectQueue(cmd *cobra.Command, j *queue.Journal, args []string) error {
 	}
 	w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
 	fmt.Fprintln(w, "SEQ\tSTATE\tACCEPTED\tPRIO\tSOURCE\tTOPIC\tBYTES\tREASON")
+	if !slices.Contains(j.Identities(), args[0]) {
+		return fmt.Errorf("queue %q: %w", args[0], queue.ErrNotFound)
+	}
 	err := j.Each(args[0], func(it queue.Item) error {
 		_, err := fmt.Fprintf(w, "%d\t%s\t%s\t%d\t%s\t%s\t%d\t%s\n", it.Seq, it.State, it.Accepted.Format(time.RFC3339), it.Priority,
 			printable(it.Source), printable(it.Topic), len(it.Payload), it.Reason)
@@ -97,6 +110,15 @@ func printable(s string) string {
 		return q
 	}
 	return s
+}
+
+func inspectArgs(cmd *cobra.Command, args []string) error {
+	if len(args) == 2 {
+		if _, err := strconv.ParseUint(args[1], 10, 64); err != nil {
+			return fmt.Errorf("%q is not a sequence number", args[1])
+		}
+	}
+	return cobra.RangeArgs(1, 2)(cmd, args)
 }
 
 var errFound = errors.New("found")
@@ -173,7 +195,7 @@ func newRequeueCommand() *cobra.Command {
 			}
 			text, err := changeQueue(cmd.Context(), cfg, "requeue", req, func(j *queue.Journal) (string, error) {
 				n, err := j.Requeue(req.Identity, req.Seqs...)
-				return fmt.Sprintf("%d messages put back", n), err
+				return fmt.Sprintf("%d messages put back", n), neverUsed(cfg, args, err)
 			})
 			if err == nil {
 				fmt.Fprintln(cmd.OutOrStdout(), text)
@@ -226,6 +248,9 @@ func newReloadCommand() *cobra.Command {
 				return err
 			}
 			text, err := askControl(cmd.Context(), cfg, "reload", controlRequest{})
+			if errors.Is(err, errNotRunning) {
+				return fmt.Errorf("%w (%s)", err, cfg.StateDir)
+			}
 			if err == nil {
 				fmt.Fprintln(cmd.OutOrStdout(), text)
 			}

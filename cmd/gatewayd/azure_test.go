@@ -1,10 +1,13 @@
 package main
 
 import (
+	"crypto/hmac"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"net/url"
 	"os"
 	"strings"
 	"testing"
@@ -139,5 +142,273 @@ func TestAzureSDKWorksAgainstTheGateway(t *testing.T) {
 		if strings.Contains(p.log.String(), secret) {
 			t.Errorf("the log has %q", secret)
 		}
+	}
+}
+
+// delivered waits until the hub has messages with all these bodies, and counts the
+// others of the identity.
+func (s *azurePlant) delivered(name string, bodies map[string]bool) {
+	s.t.Helper()
+	missing := func() (left []string) {
+		got := map[string]bool{}
+		for _, m := range s.hub.MessagesOf(name) {
+			got[string(m.Body)] = true
+		}
+		for b := range bodies {
+			if !got[b] {
+				left = append(left, b)
+			}
+		}
+		return left
+	}
+	for end := time.Now().Add(30 * time.Second); len(missing()) > 0; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			s.t.Fatalf("acknowledged and not delivered: %v", missing())
+		}
+	}
+}
+
+// flood has the device send many messages; each calls at with the number of those
+// acknowledged so far. It returns what was acknowledged, which is all.
+func flood(t *testing.T, d *nodesdk.Device, count int, at func(n int)) map[string]bool {
+	t.Helper()
+	d.Do("flood", map[string]any{"first": 0, "count": count})
+	acked := map[string]bool{}
+	for len(acked) < count {
+		acked[d.Event("acked").ID] = true
+		at(len(acked))
+	}
+	d.Event("flooded")
+	return acked
+}
+
+// While the uplink is down an SDK client connects, sends, reads its twin and reports;
+// what the hub has for it comes when the uplink is back, on the same connection.
+func TestAzureSDKWorksWhileTheUplinkIsDown(t *testing.T) {
+	t.Parallel()
+	s := newAzurePlant(t, "press-7", "press-8")
+	must(s.hub.PatchDesired("press-7", `{"interval":10,"old":{"a":1,"b":2}}`))(t)
+	p := s.run()
+	s.online("press-7")
+	eventually(t, 10*time.Second, "the twin is known", func() bool { return s.place("press-7").Knows(2) })
+	p.kill()
+	s.hub.StopListening()
+	p = s.run() // without ever reaching the hub
+	settings := s.withKey("press-7")
+	settings.Retry = true
+	d := nodesdk.Start(t, settings)
+	d.Do("open", nil)
+	d.Do("c2d", nil)
+	d.Do("method", map[string]any{"name": "reboot", "status": 200, "body": map[string]any{"ok": true}})
+	d.Do("send", map[string]any{"body": "offline", "id": "m-1"})
+	var doc struct{ Desired, Reported map[string]any }
+	check(t, json.Unmarshal(d.Do("twin", nil), &doc))
+	if doc.Desired["interval"] != 10.0 || doc.Desired["$version"] != 2.0 {
+		t.Errorf("twin while offline: %+v", doc)
+	}
+	d.Do("desired", nil)
+	d.Event("desired")
+	d.Do("report", map[string]any{"patch": map[string]any{"a": 1, "gone": 1}})
+	d.Do("report", map[string]any{"patch": map[string]any{"gone": nil, "b": 2}})
+	check(t, json.Unmarshal(d.Do("twin", nil), &doc))
+	if doc.Reported["a"] != 1.0 || doc.Reported["b"] != 2.0 {
+		t.Errorf("reported while offline: %+v", doc.Reported)
+	}
+	check(t, s.hub.SendC2D(t.Context(), "press-7", hubtest.C2D{MessageID: "c-1", Body: []byte("later")}))
+	must(s.hub.PatchDesired("press-7", `{"interval":20,"old":{"a":null}}`))(t)
+	must(s.hub.PatchDesired("press-7", `{"new":true}`))(t)
+	check(t, s.hub.Resume())
+	s.online("press-7")
+	if l := d.Event("c2d"); l.Body != "later" {
+		t.Errorf("C2D %+v", l)
+	}
+	for got := ""; got != `{"$version":4,"interval":20,"new":true,"old":{"a":null}}`; {
+		if got = string(d.Event("desired").Delta); strings.Contains(got, `"$version":3`) {
+			t.Errorf("desired after the outage: %s", got)
+		}
+	}
+	s.delivered("press-7", map[string]bool{"offline": true})
+	eventually(t, 10*time.Second, "reported properties", func() bool {
+		return strings.Contains(string(s.hub.Twin("press-7").Reported), `"a":1,"b":2`)
+	})
+	status, body, err := s.hub.InvokeMethod(t.Context(), "press-7", "reboot", []byte(`{}`), 10*time.Second)
+	if err != nil || status != 200 || string(body) != `{"ok":true}` {
+		t.Errorf("method after the outage: %d %s %v", status, body, err)
+	}
+	if n := s.client("press-7"); !n.Connected || !strings.Contains(p.log.String(), "connected to the hub") {
+		t.Errorf("the client was cut off: %+v", n)
+	}
+	s.online("press-8") // for which nobody speaks
+	status, body, err = s.hub.InvokeMethod(t.Context(), "press-8", "reboot", nil, 10*time.Second)
+	if err != nil || status != 404 || !strings.Contains(string(body), "no local client") {
+		t.Errorf("method without a client: %d %s %v", status, body, err)
+	}
+}
+
+// A device and its module at the same time, each as itself.
+func TestAzureSDKDeviceAndModule(t *testing.T) {
+	t.Parallel()
+	s := newAzurePlant(t, "press-7")
+	check(t, s.hub.AddDevice(hubtest.Device{DeviceID: "press-7", ModuleID: "filter"}))
+	s.issue("filter", certtest.Leaf{CN: "press-7/filter"})
+	s.newKey("filter")
+	text := string(must(os.ReadFile(s.path("config.yaml")))(t))
+	text = strings.Replace(text, "downstream:", fmt.Sprintf("  - {name: filter, host_name: %s, device_id: press-7, module_id: filter, address: %q, twin_report: {key: ''}, certificate: {cert: filter.pem, key: filter.key}}\ndownstream:", s.hub.HostName(), s.hub.Addr()), 1)
+	text = strings.Replace(text, "azure_clients: {", "azure_clients: {filter: {key_file: filter.azurekey}, ", 1)
+	s.write("config.yaml", text)
+	s.run()
+	s.online("press-7")
+	eventually(t, 20*time.Second, "the module is subscribed", func() bool { return len(s.hub.Subscribed("press-7/filter")) == 3 })
+	device := nodesdk.Start(t, s.withKey("press-7"))
+	settings := s.withKey("filter")
+	settings.ConnectionString = strings.Replace(settings.ConnectionString, "DeviceId=filter", "DeviceId=press-7;ModuleId=filter", 1)
+	module := nodesdk.Start(t, settings)
+	device.Do("open", nil)
+	module.Do("open", nil)
+	place := s.place("filter")
+	place.Identity = "press-7/filter"
+	nodesdk.Everything(t, module, place)
+	nodesdk.Everything(t, device, s.place("press-7"))
+	code, text := s.exitCode("status", "-c", "config.yaml")
+	if code != 0 || !strings.Contains(text, "AZURE SDK CLIENT") || strings.Count(text, "desired methods twin") != 2 {
+		t.Errorf("status: %d\n%s", code, text)
+	}
+}
+
+func TestAzureSDKIsRefusedByTheGateway(t *testing.T) {
+	t.Parallel()
+	s := newAzurePlant(t, "press-7")
+	p := s.run()
+	wrongKey := s.withKey("press-7")
+	wrongKey.ConnectionString = strings.Replace(wrongKey.ConnectionString, s.keys["press-7"], "AAAA"+s.keys["press-7"][4:], 1)
+	nobody := s.withKey("press-7")
+	nobody.ConnectionString = strings.Replace(nobody.ConnectionString, "DeviceId=press-7", "DeviceId=press-9", 1)
+	expired := s.withKey("press-7")
+	expired.Token = sharedAccessSignature(t, s.keys["press-7"], gatewayName+"/devices/press-7", time.Now().Add(-time.Minute))
+	lines := map[string]bool{}
+	for reason, settings := range map[string]nodesdk.Settings{
+		"the token is not signed with the identity's key": wrongKey,
+		"azure_clients has no such identity":              nobody,
+		"the token has expired":                           expired,
+		"the certificate's CN is not the identity":        s.withCertificate("press-7", "press-8"),
+	} {
+		if l := nodesdk.Start(t, settings).Try("open", nil); l.Error != "UnauthorizedError" {
+			t.Errorf("%s: %q %s", reason, l.Error, l.Message)
+		}
+		lines[reason] = strings.Contains(p.log.String(), reason)
+	}
+	// One line a minute for each client id, with the reason of its first refusal.
+	told := 0
+	for _, yes := range lines {
+		if yes {
+			told++
+		}
+	}
+	if n := strings.Count(p.log.String(), "client refused"); n != 2 || told != 2 || !lines["azure_clients has no such identity"] {
+		t.Errorf("%d lines: %v", n, lines)
+	}
+}
+
+// sharedAccessSignature is a token as devices make it.
+func sharedAccessSignature(t *testing.T, key, resource string, expires time.Time) string {
+	t.Helper()
+	raw := must(base64.StdEncoding.DecodeString(key))(t)
+	sr := url.QueryEscape(resource)
+	mac := hmac.New(sha256.New, raw)
+	fmt.Fprintf(mac, "%s\n%d", sr, expires.Unix())
+	return fmt.Sprintf("SharedAccessSignature sr=%s&sig=%s&se=%d", sr, url.QueryEscape(base64.StdEncoding.EncodeToString(mac.Sum(nil))), expires.Unix())
+}
+
+// The gateway is killed while the SDK sends: whatever the SDK was told was accepted
+// arrives.
+func TestNothingThatTheAzureSDKWasToldIsLostOverKills(t *testing.T) {
+	t.Parallel()
+	s := newAzurePlant(t, "press-7")
+	p := s.run()
+	settings := s.withKey("press-7")
+	settings.Retry = true
+	d := nodesdk.Start(t, settings)
+	d.Do("open", nil)
+	d.Do("c2d", nil)
+	d.Do("method", map[string]any{"name": "reboot", "status": 200})
+	s.online("press-7")
+	down := 0
+	acked := flood(t, d, 1200, func(n int) {
+		if n%50 == 0 && s.hub.SendC2D(t.Context(), "press-7", hubtest.C2D{MessageID: fmt.Sprint("c-", down), Body: fmt.Append(nil, down)}) == nil {
+			down++
+		}
+		if n%400 == 200 {
+			p.kill()
+			p = s.run()
+		}
+	})
+	s.delivered("press-7", acked)
+	// What came down meanwhile is there too; only what was under way at a kill may be
+	// there twice, because the acknowledgement may not have reached the disk.
+	for seen := map[string]bool{}; len(seen) < down; {
+		seen[d.Event("c2d").Body] = true
+	}
+	status, _, err := s.hub.InvokeMethod(t.Context(), "press-7", "reboot", []byte(`{}`), 10*time.Second)
+	if err != nil || status != 200 {
+		t.Errorf("method after the kills: %d %v", status, err)
+	}
+}
+
+// A renewed token is a new connection; a renewed certificate is one on the other side.
+// Neither loses a message in either direction.
+func TestAzureSDKLosesNothingOverTokensAndRotations(t *testing.T) {
+	t.Parallel()
+	s := newAzurePlant(t, "press-7")
+	s.run()
+	s.online("press-7")
+	settings := s.withKey("press-7")
+	settings.Retry, settings.TokenSeconds = true, 4
+	d := nodesdk.Start(t, settings)
+	d.Do("open", nil)
+	d.Do("c2d", nil)
+	d.Do("method", map[string]any{"name": "reboot", "status": 200})
+	began, logins := time.Now(), map[time.Time]bool{}
+	sent := map[string]bool{}
+	down := 0
+	for n := 0; time.Since(began) < 9*time.Second; n++ {
+		body := fmt.Sprint("b-", n)
+		d.Do("send", map[string]any{"body": body})
+		sent[body] = true
+		if n%10 == 0 {
+			check(t, s.hub.SendC2D(t.Context(), "press-7", hubtest.C2D{MessageID: fmt.Sprint("c-", down), Body: fmt.Append(nil, down)}))
+			down++
+			if c := s.client("press-7"); c.Since != nil {
+				logins[c.Since.Truncate(100*time.Millisecond)] = true
+			}
+		}
+		if n == 100 {
+			s.issue("press-7", certtest.Leaf{CN: "press-7", NotAfter: time.Now().Add(99 * time.Hour)})
+		}
+		time.Sleep(10 * time.Millisecond) // the pace of a device
+	}
+	if len(logins) < 3 {
+		t.Errorf("%d logins in 9 s with tokens for 4 s", len(logins))
+	}
+	for i := range down {
+		if l := d.Event("c2d"); l.Body != fmt.Sprint(i) {
+			t.Fatalf("C2D %s, want %d", l.Body, i)
+		}
+	}
+	s.delivered("press-7", sent)
+	if n := len(s.hub.MessagesOf("press-7")); n != len(sent) {
+		t.Errorf("%d messages, %d were sent", n, len(sent))
+	}
+	eventually(t, 10*time.Second, "all C2D messages are completed", func() bool {
+		for _, c := range s.hub.C2DStates("press-7") {
+			if c.State != hubtest.C2DCompleted {
+				return false
+			}
+		}
+		return true
+	})
+	eventually(t, 10*time.Second, "rotated", func() bool { r, err := s.status(); return err == nil && r.Identities[0].Rotations > 0 })
+	status, _, err := s.hub.InvokeMethod(t.Context(), "press-7", "reboot", []byte(`1`), 10*time.Second)
+	if err != nil || status != 200 {
+		t.Errorf("method: %d %v", status, err)
 	}
 }

@@ -31,7 +31,7 @@ type httpListener struct {
 }
 
 func (g *gateway) openMQTT(cfg *config.Config, i int) (*mqttListener, error) {
-	m, err := newMQTTListener(cfg, i, g.clock.Now, g.gate, g.local, g.log.Named("mqtt"))
+	m, err := newMQTTListener(cfg, i, g.tokenTime, g.gate, g.local, g.log.Named("mqtt"))
 	if err == nil {
 		err = m.Listen()
 	}
@@ -55,7 +55,7 @@ func (g *gateway) openHTTP(i int, c config.HTTP) (*httpListener, error) {
 
 // newMQTTListener reads the files of a listener; it binds nothing. now is what
 // tokens are judged by.
-func newMQTTListener(all *config.Config, i int, now func() (time.Time, bool), gate *downstream.Gate, local *downstream.Local, log *zap.Logger) (*mqttListener, error) {
+func newMQTTListener(all *config.Config, i int, now func() time.Time, gate *downstream.Gate, local *downstream.Local, log *zap.Logger) (*mqttListener, error) {
 	c := all.Downstream.MQTT[i]
 	cfg := downstream.MQTTConfig{
 		Listen: c.Listen.String(), TLS: downstream.TLSFiles(c.TLS), Anonymous: c.Anonymous,
@@ -83,6 +83,13 @@ func newMQTTListener(all *config.Config, i int, now func() (time.Time, bool), ga
 		return nil, err
 	}
 	return &mqttListener{cfg: c, MQTT: m, users: cfg.Users, azure: cfg.Azure}, nil
+}
+
+// tokenTime is what tokens of Azure SDK clients are judged by: while the clock is not
+// trusted, never earlier than the last time that was.
+func (g *gateway) tokenTime() time.Time {
+	now, _ := g.clock.Now()
+	return now
 }
 
 // azureClients puts together who may speak IoT Hub's dialect on a listener.

@@ -39,7 +39,7 @@ func (a *AzureClient) id() string {
 // AzureClients are the identities of one listener for which Azure SDK clients may
 // speak. It is used by any number of goroutines.
 type AzureClients struct {
-	now func() (t time.Time, trusted bool)
+	now func() time.Time
 
 	mu   sync.Mutex
 	byID map[string]*azureEntry
@@ -56,8 +56,9 @@ type azureEntry struct {
 }
 
 // LoadAzureClients reads the key files. now tells the time that tokens are judged
-// by, and whether it is to be believed: while it is not, no token is too old.
-func LoadAzureClients(all []AzureClient, now func() (t time.Time, trusted bool)) (*AzureClients, error) {
+// by. A clock that may be behind should tell the latest time that has surely passed:
+// a token too many is let in then, and ended once the time is known.
+func LoadAzureClients(all []AzureClient, now func() time.Time) (*AzureClients, error) {
 	a := &AzureClients{now: now}
 	return a, a.Set(all)
 }
@@ -154,7 +155,7 @@ type azureLogin struct {
 	*azureEntry
 	name    azureName
 	how     string    // token or certificate
-	expires time.Time // of the token; zero = never
+	expires time.Time // of the token; zero = there is none
 	since   time.Time
 }
 
@@ -231,10 +232,9 @@ func (a *AzureClients) admit(p packet.Connect, n azureName, cert *x509.Certifica
 	l := &azureLogin{azureEntry: e, name: n, since: time.Now()}
 	switch {
 	case len(p.Password) > 0:
-		now, trusted := a.now()
 		var err error
 		l.how = "token"
-		l.expires, err = e.checkToken(string(p.Password), n, now, trusted)
+		l.expires, err = e.checkToken(string(p.Password), n, a.now())
 		return l, err
 	case cert == nil:
 		return nil, errAzureCredential
@@ -266,11 +266,7 @@ func (a *AzureClients) lapsed(l *azureLogin) bool {
 	if e := a.entry(l.id()); e == nil || e.Identity != l.Identity {
 		return true
 	}
-	if l.expires.IsZero() {
-		return false
-	}
-	now, trusted := a.now()
-	return trusted && !now.Before(l.expires)
+	return !l.expires.IsZero() && !a.now().Before(l.expires)
 }
 
 // AzureStatus is an identity for which a client may speak, and the client that does.

@@ -30,9 +30,8 @@ var (
 //	SharedAccessSignature sr={resource}&sig={signature}&se={Unix seconds}
 //
 // by https://learn.microsoft.com/azure/iot-hub/iot-hub-dev-guide-sas: the signature
-// is the HMAC-SHA256 over sr, as it stands, a line feed and se. While the clock is
-// not to be believed a token is never too old.
-func (e *azureEntry) checkToken(token string, n azureName, now time.Time, trusted bool) (expires time.Time, err error) {
+// is the HMAC-SHA256 over sr, as it stands, a line feed and se.
+func (e *azureEntry) checkToken(token string, n azureName, now time.Time) (expires time.Time, err error) {
 	if len(e.keys) == 0 {
 		return expires, errAzureNoKey
 	}
@@ -66,7 +65,7 @@ func (e *azureEntry) checkToken(token string, n azureName, now time.Time, truste
 		return expires, errTokenResource
 	}
 	expires = time.Unix(seconds, 0)
-	if trusted && !now.Before(expires) {
+	if !now.Before(expires) {
 		return expires, errTokenExpired
 	}
 	return expires, nil

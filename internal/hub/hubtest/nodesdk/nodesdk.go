@@ -72,6 +72,7 @@ type Line struct {
 type Device struct {
 	t      TB
 	in     io.WriteCloser
+	stop   func()
 	lines  chan Line
 	queued []Line // events that came while an answer was awaited
 }
@@ -112,11 +113,14 @@ func Start(t TB, s Settings) *Device {
 		d.read(out)
 		_ = cmd.Wait() // the exit code says nothing that the answers do not
 	}()
-	t.Cleanup(func() {
+	d.stop = func() {
 		_ = in.Close()
 		_ = cmd.Process.Kill()
+		for range d.lines { // what nobody wants any more
+		}
 		<-done
-	})
+	}
+	t.Cleanup(d.stop)
 	d.write(s)
 	d.want("start")
 	return d
@@ -143,7 +147,7 @@ func (d *Device) Try(op string, args map[string]any) Line {
 	return d.want(op)
 }
 
-// Event waits for the next event of a kind: c2d, method, desired, disconnect, error, acked, failed or flooded.
+// Event waits for the next event of a kind: c2d, method, desired, disconnect, error, acked or failed.
 func (d *Device) Event(kind string) Line {
 	d.t.Helper()
 	for i, l := range d.queued {
@@ -154,6 +158,20 @@ func (d *Device) Event(kind string) Line {
 	}
 	return d.until(func(l Line) bool { return l.Event == kind }, "event "+kind)
 }
+
+// Next waits for the next event of any kind.
+func (d *Device) Next() Line {
+	d.t.Helper()
+	if len(d.queued) > 0 {
+		l := d.queued[0]
+		d.queued = d.queued[1:]
+		return l
+	}
+	return d.until(func(l Line) bool { return l.Event != "" }, "event")
+}
+
+// Kill ends the process at once.
+func (d *Device) Kill() { d.stop() }
 
 func (d *Device) want(op string) Line {
 	d.t.Helper()

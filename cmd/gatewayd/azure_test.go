@@ -396,7 +396,7 @@ func TestAzureSDKLosesNothingOverTokensAndRotations(t *testing.T) {
 		t.Errorf("%d logins in 9 s with tokens for 4 s", len(logins))
 	}
 	for i := range down {
-		if l := d.Event("c2d"); l.Body != fmt.Sprint(i) {
+		if l := d.Event("arrived"); l.Body != fmt.Sprint(i) {
 			t.Fatalf("C2D %s, want %d", l.Body, i)
 		}
 	}

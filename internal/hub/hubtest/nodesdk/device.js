@@ -22,8 +22,23 @@ function redirect(address) {
   tls.connect = (options, ...rest) => connect({ ...options, host, port }, ...rest);
 }
 
+// Tells of each C2D message that is acknowledged: while the SDK disconnects to renew a token it acknowledges
+// messages that it then drops, so that the program does not see them.
+function watch() {
+  const mqtt = require('mqtt');
+  const connect = mqtt.connect;
+  mqtt.connect = (...args) => {
+    const made = connect(...args);
+    made.on('packetreceive', (p) => {
+      if (p.cmd === 'publish' && p.topic.includes('/devicebound/')) say({ event: 'arrived', body: p.payload.toString() });
+    });
+    return made;
+  };
+}
+
 async function start(settings) {
   redirect(settings.dial);
+  if (settings.tokenSeconds) watch();
   const { Client, ModuleClient, SharedAccessKeyAuthenticationProvider } = require('azure-iot-device');
   const { NoRetry } = require('azure-iot-common');
   const { Mqtt } = require('azure-iot-device-mqtt');

@@ -147,7 +147,8 @@ func (d *Device) Try(op string, args map[string]any) Line {
 	return d.want(op)
 }
 
-// Event waits for the next event of a kind: c2d, method, desired, disconnect, error, acked or failed.
+// Event waits for the next event of a kind: c2d, method, desired, disconnect, error, acked or failed; with
+// TokenSeconds also arrived, a C2D message that the SDK has acknowledged, whether it gives it to the program or not.
 func (d *Device) Event(kind string) Line {
 	d.t.Helper()
 	for i, l := range d.queued {

@@ -39,13 +39,14 @@ func TestMain(m *testing.M) {
 // input ends.
 func serveBench(caHex string) {
 	ca := must(x509.ParseCertificate(must(hex.DecodeString(caHex))))
-	h := must(hubtest.New(hubtest.Options{ClientCAs: []*x509.Certificate{ca}, Ledger: hubtest.CountOnly, MaxInbound: -1}))
+	h := must(hubtest.New(hubtest.Options{ClientCAs: []*x509.Certificate{ca}, Ledger: hubtest.CountOnly, MaxInbound: -1,
+		WebSocket: "127.0.0.1:0"}))
 	for i := range 1000 {
 		if err := h.AddDevice(hubtest.Device{DeviceID: fmt.Sprintf("dev-%d", i)}); err != nil {
 			panic(err)
 		}
 	}
-	fmt.Printf("%s %s\n", h.Addr(), hex.EncodeToString(h.ServerCAPEM()))
+	fmt.Printf("%s %s %s\n", h.Addr(), h.WebSocketAddr(), hex.EncodeToString(h.ServerCAPEM()))
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
 		_, _ = bufio.NewReader(os.Stdin).ReadString('\n')
@@ -68,12 +69,16 @@ func elsewhere(b testing.TB, ca *certtest.CA) Config {
 		in.Close()
 		_ = cmd.Wait()
 	})
-	addr, pem, ok := strings.Cut(strings.TrimSpace(must(bufio.NewReader(out).ReadString('\n'))), " ")
-	roots := x509.NewCertPool()
-	if !ok || !roots.AppendCertsFromPEM(must(hex.DecodeString(pem))) {
+	said := strings.Fields(must(bufio.NewReader(out).ReadString('\n')))
+	if len(said) != 3 {
 		b.Fatal("the hub's process said something else")
 	}
-	return Config{Identity: Identity{HostName: hubtest.DefaultHostName, Address: addr}, Roots: func() *x509.CertPool { return roots }}
+	addr, ws, pem := said[0], said[1], said[2]
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(must(hex.DecodeString(pem))) {
+		b.Fatal("the hub's process said something else")
+	}
+	return Config{Identity: Identity{HostName: hubtest.DefaultHostName, Address: addr, WebSocketAddress: ws}, Roots: func() *x509.CertPool { return roots }}
 }
 
 // endless hands out the same message again and again until it was asked for n.
@@ -107,10 +112,12 @@ func (e *endless) Next() (queue.Message, bool, error) {
 // BenchmarkPublish measures acknowledged messages of 256 B over mutual TLS 1.3, with
 // the hub in another process on the same machine.
 func BenchmarkPublish(b *testing.B) {
-	for _, window := range []int{1, 16, 100, 1000} {
-		b.Run(fmt.Sprintf("window=%d", window), func(b *testing.B) {
+	for i, window := range []int{1, 16, 100, 1000, 1, 16, 100, 1000} {
+		over := []Transport{OverTLS, OverWebSocket}[i/4]
+		b.Run(fmt.Sprintf("%s/window=%d", over, window), func(b *testing.B) {
 			ca := must(certtest.NewCA("bench"))
 			cfg := elsewhere(b, ca)
+			cfg.Transport = over
 			cfg.Name, cfg.DeviceID, cfg.Window = "dev-0", "dev-0", window
 			m := queue.Message{ID: "0123456789abcdef-0123456789", Payload: make([]byte, 256), Accepted: time.Now(), AcceptedTrusted: true,
 				ContentType: "application/json", ContentEncoding: "utf-8", Properties: []queue.Property{{Key: "sensor", Value: "press-7/temperature"}}}
@@ -135,9 +142,16 @@ func BenchmarkPublish(b *testing.B) {
 // BenchmarkIdleIdentities connects 500 identities and reports the resident memory
 // that each costs, first untouched and then after a burst of 50 messages.
 func BenchmarkIdleIdentities(b *testing.B) {
+	for _, over := range []Transport{OverTLS, OverWebSocket} {
+		b.Run(string(over), func(b *testing.B) { benchmarkIdle(b, over) })
+	}
+}
+
+func benchmarkIdle(b *testing.B, over Transport) {
 	const n = 500
 	ca := must(certtest.NewCA("bench"))
 	cfg := elsewhere(b, ca)
+	cfg.Transport = over
 	boxes := make([]*memoryBox, n)
 	sessions := make([]*Session, n)
 	pacer := NewPacer(Pace{Connects: 1000})

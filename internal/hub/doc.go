@@ -72,7 +72,8 @@
 // that port 8883 was blocked, so that 443 goes first; beginReturn looks rarely whether
 // it still is, and goes back by the cut-over of a renewed certificate. On port 443 a hub that speaks
 // TLS 1.2 may ask for the certificate by renegotiation, which is allowed once there and
-// nowhere else; Go has no server that does it, so the stand-in hub cannot.
+// nowhere else; Go has no server that does it, so the stand-in hub cannot, and openssl's
+// server stands in for it.
 // With KeepAliveAuto, keeper finds how much silence the link bears.
 // [Probe] and [Reach] go the same ways for commands that ask.
 //

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"sync"
 
 	"github.com/coder/websocket"
@@ -180,6 +181,10 @@ func ended(err error) error {
 // classifyUpgrade says what came instead of a WebSocket.
 func classifyUpgrade(err error, presented bool) *Fault {
 	var status statusError
+	var request *url.Error
+	if errors.As(err, &request) {
+		err = request.Err // around it is only what was asked for
+	}
 	if !errors.As(err, &status) {
 		f := classify(err, StepWebSocket, presented)
 		f.blocked = f.Kind == Unreachable || f.Kind == Closed && !presented

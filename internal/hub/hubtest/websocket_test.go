@@ -73,12 +73,24 @@ func TestWebSocketRefusesOtherRequests(t *testing.T) {
 	}{
 		{"path", "/mqtt", "mqtt", http.StatusNotFound},
 		{"subprotocol", "/$iothub/websocket", "AMQPWSB10", http.StatusBadRequest},
+		{"query", "/$iothub/websocket?api-version=2021-04-12", "mqtt", http.StatusBadRequest},
+		{"case", "/$IoTHub/websocket", "mqtt", http.StatusNotFound},
 	} {
 		_, resp, err := r.webSocketClient(tt.path, tt.protocol)
 		if err == nil || resp == nil || resp.StatusCode != tt.status {
 			t.Errorf("%s: %v %+v, want status %d", tt.name, err, resp, tt.status)
 		}
 	}
+	for _, v := range r.hub.Violations() {
+		if v.Row != 59 {
+			t.Errorf("violation %+v", v)
+		}
+	}
+	r.hub.FailUpgrades(http.StatusServiceUnavailable)
+	if _, resp, err := r.webSocketClient("/$iothub/websocket", "mqtt"); err == nil || resp == nil || resp.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("a failing upgrade: %v %+v", err, resp)
+	}
+	r.hub.FailUpgrades(0)
 	c, _, err := r.webSocketClient("/$iothub/websocket?iothub-no-client-cert=true", "mqtt", r.issue(leaf("press-7")).TLS())
 	if err != nil {
 		t.Fatal(err)
@@ -89,6 +101,27 @@ func TestWebSocketRefusesOtherRequests(t *testing.T) {
 	r.hub.RefuseFingerprint(bad.SHA256(), TLSAlert)
 	if _, _, err := r.webSocketClient("/$iothub/websocket", "mqtt", bad.TLS()); err == nil {
 		t.Error("a fingerprint refused in TLS came through")
+	}
+}
+
+func TestWebSocketIsForThisHubAndWithoutOtherCredentials(t *testing.T) {
+	r := newRig(t, Options{WebSocket: "127.0.0.1:0"})
+	defer r.close()
+	for _, tt := range []struct{ host, authorization string }{{"fabrikam.azure-devices.net", ""}, {"", "SharedAccessSignature sr=x"}} {
+		header := http.Header{}
+		if tt.authorization != "" {
+			header.Set("Authorization", tt.authorization)
+		}
+		_, resp, err := websocket.Dial(t.Context(), "wss://"+r.hub.WebSocketAddr()+webSocketPath, &websocket.DialOptions{
+			HTTPClient:   &http.Client{Transport: &http.Transport{TLSClientConfig: r.tlsConfig(r.issue(leaf("press-7")).TLS()), DisableKeepAlives: true}},
+			Subprotocols: []string{webSocketMQTT}, Host: tt.host, HTTPHeader: header,
+		})
+		if err == nil || resp == nil || resp.StatusCode < 400 {
+			t.Errorf("%+v: %v", tt, err)
+		}
+	}
+	if v := r.hub.Violations(); len(v) != 2 || v[0].Row != 59 || v[1].Row != 59 {
+		t.Errorf("violations %+v", v)
 	}
 }
 

@@ -189,7 +189,7 @@ func (g *gateway) openLocal(a *arrangement) error {
 		}
 		a.http = append(a.http, h)
 	}
-	a.sources, err = openSources(a.cfg.Downstream, g.gate, g.log)
+	a.sources, err = openSources(a.cfg.Downstream, g.gate, g.local, g.log)
 	return err
 }
 

@@ -15,7 +15,6 @@ import (
 
 // notOfUse are fields that the wiring need not look at, with the reason.
 var notOfUse = map[string]string{
-	"Broker.LocalTopics":         "refused by config in this version",
 	"Address.TLS":                "Address.String has it",
 	"Address.WebSocket":          "Address.String has it",
 	"Problem.File":               "Problem.String has it",

@@ -131,7 +131,7 @@ func (g *gateway) rearrange(old, next *arrangement, router *downstream.Router) (
 	}
 	errs = append(errs, g.rearrangeListeners(old, next))
 	var sourcesChanged bool
-	next.sources, sourcesChanged, err = old.sources.rearrange(next.cfg.Downstream, g.gate, g.log)
+	next.sources, sourcesChanged, err = old.sources.rearrange(next.cfg.Downstream, g.gate, g.local, g.log)
 	errs = append(errs, err)
 	if level, err := zapcore.ParseLevel(next.cfg.Log.Level); err == nil {
 		g.level.SetLevel(level)

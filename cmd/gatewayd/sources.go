@@ -40,10 +40,10 @@ type socketSource struct {
 
 // openSources builds all sources and binds the sockets; it starts nothing. After
 // an error nothing is left open.
-func openSources(c config.Downstream, gate *downstream.Gate, log *zap.Logger) (*sources, error) {
+func openSources(c config.Downstream, gate *downstream.Gate, local *downstream.Local, log *zap.Logger) (*sources, error) {
 	s, errs := &sources{}, []error(nil)
 	for i, b := range c.Broker {
-		one, err := openBroker(i, b, gate, log)
+		one, err := openBroker(i, b, gate, local, log)
 		errs = append(errs, err)
 		if err == nil {
 			s.brokers = append(s.brokers, one)
@@ -70,18 +70,21 @@ func openSources(c config.Downstream, gate *downstream.Gate, log *zap.Logger) (*
 	return s, nil
 }
 
-func openBroker(i int, c config.Broker, gate *downstream.Gate, log *zap.Logger) (*brokerSource, error) {
-	b, err := newBroker(c, gate, log)
+func openBroker(i int, c config.Broker, gate *downstream.Gate, local *downstream.Local, log *zap.Logger) (*brokerSource, error) {
+	b, err := newBroker(c, gate, local, log)
 	if err != nil {
 		return nil, fmt.Errorf("downstream.broker[%d].%w", i, err)
 	}
 	return &brokerSource{cfg: c, Broker: b}, nil
 }
 
-func newBroker(c config.Broker, gate *downstream.Gate, log *zap.Logger) (*downstream.Broker, error) {
+func newBroker(c config.Broker, gate *downstream.Gate, local *downstream.Local, log *zap.Logger) (*downstream.Broker, error) {
+	if !c.LocalTopics {
+		local = nil
+	}
 	return downstream.NewBroker(downstream.BrokerConfig{
 		URL: c.URL, ClientID: c.ClientID, Subscribe: c.Subscribe, Username: c.Username, PasswordFile: c.PasswordFile,
-		TLS: downstream.BrokerTLS(c.TLS), ReceiveMaximum: c.ReceiveMaximum, SessionExpiry: c.SessionExpiry,
+		TLS: downstream.BrokerTLS(c.TLS), ReceiveMaximum: c.ReceiveMaximum, SessionExpiry: c.SessionExpiry, Local: local,
 	}, gate, log.Named("broker"))
 }
 
@@ -119,7 +122,7 @@ func newSocket(c config.Socket, gate *downstream.Gate, log *zap.Logger) (*downst
 // checkSources says what is wrong without binding or starting anything.
 func checkSources(c config.Downstream, gate *downstream.Gate, problem func(path, reason string)) {
 	for i, b := range c.Broker {
-		if _, err := newBroker(b, gate, zap.NewNop()); err != nil {
+		if _, err := newBroker(b, gate, nil, zap.NewNop()); err != nil {
 			problem(fmt.Sprintf("downstream.broker[%d]", i), err.Error())
 		}
 	}
@@ -170,7 +173,7 @@ func (s *sources) start(l *lifetime) {
 // error and does not keep the others from running. Those that are new wait for
 // start, which comes after the new routes: a broker's message without a route is
 // gone.
-func (s *sources) rearrange(c config.Downstream, gate *downstream.Gate, log *zap.Logger) (next *sources, changed bool, err error) {
+func (s *sources) rearrange(c config.Downstream, gate *downstream.Gate, local *downstream.Local, log *zap.Logger) (next *sources, changed bool, err error) {
 	next = &sources{}
 	var errs []error
 	for _, b := range s.brokers {
@@ -193,7 +196,7 @@ func (s *sources) rearrange(c config.Downstream, gate *downstream.Gate, log *zap
 	}
 	for i, want := range c.Broker {
 		next.brokers = appendKept(next.brokers, s.brokers, func(b *brokerSource) bool { return reflect.DeepEqual(b.cfg, want) },
-			func() (*brokerSource, error) { return openBroker(i, want, gate, log) }, &changed, &errs)
+			func() (*brokerSource, error) { return openBroker(i, want, gate, local, log) }, &changed, &errs)
 	}
 	for i, want := range c.Exec {
 		next.programs = appendKept(next.programs, s.programs, func(e *execSource) bool { return reflect.DeepEqual(e.cfg, want) },

@@ -195,18 +195,9 @@ func (o *object) scalar(key, what string, tags ...string) (string, bool) {
 	return n.Value, true
 }
 
-// set stores a value, unless the key belongs to a feature that this version
-// lacks and the value asks for it. *into holds the default until then.
-func set[T comparable](o *object, key string, into *T, v T) {
-	if v != *into && o.refuse(key, fmt.Sprint(v)) {
-		return
-	}
-	*into = v
-}
-
 func (o *object) text(key string, into *string) {
 	if s, ok := o.d.text(o.take(key), o.child(key)); ok {
-		set(o, key, into, s)
+		*into = s
 	}
 }
 
@@ -220,7 +211,7 @@ func (o *object) choice(key string, into *string, allowed ...string) {
 		o.d.report(o.child(key), "%s is none of %s", quote(s), strings.Join(allowed, ", "))
 		return
 	}
-	set(o, key, into, s)
+	*into = s
 }
 
 // file is a path; what names the severity when nothing is there.
@@ -251,7 +242,7 @@ func (d *decoder) exists(path, name string, missing func(path, format string, ar
 
 func (o *object) boolean(key string, into *bool) {
 	if s, ok := o.scalar(key, "true or false", "!!bool"); ok {
-		set(o, key, into, strings.EqualFold(s, "true"))
+		*into = strings.EqualFold(s, "true")
 	}
 }
 
@@ -265,7 +256,7 @@ func (o *object) whole(key string, into *int, least, most int) {
 		o.d.report(o.child(key), "%s is not a whole number from %d to %d", s, least, most)
 		return
 	}
-	set(o, key, into, v)
+	*into = v
 }
 
 // rate is a number per second.
@@ -281,7 +272,7 @@ func (o *object) rate(key string, into *float64, zero string) {
 	case v == 0 && zero != "":
 		o.d.report(o.child(key), "%s", zero)
 	default:
-		set(o, key, into, v)
+		*into = v
 	}
 }
 
@@ -293,7 +284,7 @@ func (o *object) size(key string, into *int64, least, most int64) {
 	case v < least || v > most:
 		o.d.report(o.child(key), "%s is not %s", sizeString(v), sizeRange(least, most))
 	default:
-		set(o, key, into, v)
+		*into = v
 	}
 }
 
@@ -305,7 +296,7 @@ func (o *object) sizeOrOff(key string, into *int64, least, most int64) {
 	case v != 0 && (v < least || v > most):
 		o.d.report(o.child(key), "%s is neither 0 nor %s", sizeString(v), sizeRange(least, most))
 	default:
-		set(o, key, into, v)
+		*into = v
 	}
 }
 
@@ -369,7 +360,7 @@ func (o *object) duration(key string, into *time.Duration, least, most time.Dura
 	case v < least || v > most:
 		o.d.report(o.child(key), "%s is not from %s to %s", s, durationString(least), durationString(most))
 	default:
-		set(o, key, into, v)
+		*into = v
 	}
 }
 

@@ -97,5 +97,5 @@ func (o *object) number(key string, into *float64) {
 		o.d.report(o.child(key), "%s is not a number of 0 or more", s)
 		return
 	}
-	set(o, key, into, v)
+	*into = v
 }

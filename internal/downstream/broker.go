@@ -44,6 +44,9 @@ type BrokerConfig struct {
 	ReceiveMaximum int           // default 1,000
 	SessionExpiry  time.Duration // default 24h
 	MaxBuffered    int           // bytes of messages that are not on disk yet; default 16 MiB
+	// Local, when not nil, is published to the broker too, and clients of the broker
+	// answer as local ones do.
+	Local *Local
 }
 
 // BrokerTLS names PEM files, read at every connect. CA is believed instead of the
@@ -62,7 +65,7 @@ type BrokerTLS struct{ CA, Cert, Key string }
 //
 // Goroutines, all started by Run and ended when it returns: one that hands
 // messages in, one that acknowledges, those of the MQTT library, and one per
-// connection until its subscription is granted.
+// connection until its subscription is granted; with Local one that publishes.
 type Broker struct {
 	cfg    BrokerConfig
 	server *url.URL
@@ -71,6 +74,7 @@ type Broker struct {
 	client *Client
 	notes  notes
 	intake brokerIntake
+	mirror *mirror // nil without Local
 
 	subscribing sync.WaitGroup
 
@@ -78,6 +82,7 @@ type Broker struct {
 	stats BrokerStats
 	up    time.Time // when the connection came up; zero = it is down
 	tries int       // to connect, since one lasted
+	link  context.Context // ends with the connection
 	lost  context.CancelFunc
 	said  string // what is wrong, as in the log
 }
@@ -138,6 +143,10 @@ func (b *Broker) Stats() BrokerStats {
 func (b *Broker) Run(ctx context.Context) error {
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
+	if b.cfg.Local != nil {
+		b.mirror = b.cfg.Local.addMirror()
+		defer b.cfg.Local.removeMirror(b.mirror)
+	}
 	var working sync.WaitGroup
 	working.Go(func() { b.handIn(work) })
 	working.Go(func() { b.acknowledge(work) })
@@ -146,6 +155,9 @@ func (b *Broker) Run(ctx context.Context) error {
 		cancel()
 		working.Wait()
 		return err
+	}
+	if b.mirror != nil {
+		working.Go(func() { b.passOn(ctx, manager) })
 	}
 	<-ctx.Done()
 	b.intake.close()
@@ -290,7 +302,7 @@ func (b *Broker) backoff() time.Duration {
 func (b *Broker) connected(work context.Context, m *autopaho.ConnectionManager, a *paho.Connack) {
 	ctx, cancel := context.WithCancel(work)
 	b.mu.Lock()
-	b.lost = cancel
+	b.link, b.lost = ctx, cancel
 	b.up = time.Now()
 	b.stats.Connects++
 	first := b.stats.Connects == 1
@@ -305,6 +317,9 @@ func (b *Broker) connected(work context.Context, m *autopaho.ConnectionManager, 
 }
 
 func (b *Broker) disconnected() {
+	if b.mirror != nil {
+		b.mirror.down()
+	}
 	b.mu.Lock()
 	if b.lost != nil {
 		b.lost()
@@ -363,7 +378,11 @@ func (b *Broker) turn(connected bool, fault string) {
 // Retained messages are wanted once, not with every connection.
 func (b *Broker) subscribe(ctx context.Context, m *autopaho.ConnectionManager) {
 	s := &paho.Subscribe{}
-	for _, f := range b.cfg.Subscribe {
+	filters := b.cfg.Subscribe
+	if b.mirror != nil {
+		filters = append(localFilters(), filters...)
+	}
+	for _, f := range filters {
 		s.Subscriptions = append(s.Subscriptions, paho.SubscribeOptions{
 			Topic: f, QoS: 1, RetainHandling: 1, RetainAsPublished: true,
 			NoLocal: !strings.HasPrefix(f, "$share/"), // forbidden there (MQTT 5, 3.8.3.1)
@@ -376,6 +395,9 @@ func (b *Broker) subscribe(ctx context.Context, m *autopaho.ConnectionManager) {
 		}
 		if err == nil {
 			b.granted()
+			if b.mirror != nil { // not before: answers would be missed
+				b.mirror.up()
+			}
 			return
 		}
 		text := err.Error()

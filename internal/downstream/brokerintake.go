@@ -199,6 +199,9 @@ func (b *Broker) handIn(ctx context.Context) {
 
 // offer hands one message in and, where it is wanted, waits until that is possible.
 func (b *Broker) offer(ctx context.Context, item brokerItem) {
+	if b.takeCommand(ctx, item) {
+		return
+	}
 	a := b.arrival(item.p)
 	wait, holding := 50*time.Millisecond, false
 	var err error

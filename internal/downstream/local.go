@@ -83,6 +83,7 @@ type Local struct {
 	retainedBytes int
 	swept         time.Time
 	lastSession   uint64 // number of the newest
+	mirrors       map[*mirror]struct{}
 }
 
 var (
@@ -119,19 +120,20 @@ func (l *Local) Publish(m LocalMessage) (takers int, err error) {
 	if !m.Retain || len(m.Payload) > 0 {
 		for s := range l.subscribers {
 			d, ok := s.matchLocked(m)
-			if !ok || m.Offer.hasLocked(s) {
+			if !ok || m.Offer.hasLocked(s.number) {
 				continue
 			}
 			d.acked = once
 			if s.box.put(d, s.conn != nil, l.cfg) {
 				takers++
-				m.Offer.addLocked(s)
+				m.Offer.addLocked(s.number)
 				if s.conn != nil {
 					kick = append(kick, s.conn)
 				}
 			}
 		}
 	}
+	takers += l.mirrorLocked(m, once)
 	l.mu.Unlock()
 	for _, c := range kick {
 		c.kick()

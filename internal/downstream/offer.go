@@ -10,22 +10,22 @@ type Offer struct {
 
 // hasLocked tells whether a session was given the message already. A nil Offer
 // remembers nothing.
-func (o *Offer) hasLocked(s *session) bool {
+func (o *Offer) hasLocked(number uint64) bool {
 	if o == nil {
 		return false
 	}
-	_, has := o.given[s.number]
+	_, has := o.given[number]
 	return has
 }
 
-func (o *Offer) addLocked(s *session) {
+func (o *Offer) addLocked(number uint64) {
 	if o == nil {
 		return
 	}
 	if o.given == nil {
 		o.given = make(map[uint64]struct{})
 	}
-	o.given[s.number] = struct{}{}
+	o.given[number] = struct{}{}
 }
 
 // SubscriptionWatcher is what the Commands given to NewLocal may be besides.

@@ -80,8 +80,8 @@ type Broker struct {
 
 	mu    sync.Mutex
 	stats BrokerStats
-	up    time.Time // when the connection came up; zero = it is down
-	tries int       // to connect, since one lasted
+	up    time.Time       // when the connection came up; zero = it is down
+	tries int             // to connect, since one lasted
 	link  context.Context // ends with the connection
 	lost  context.CancelFunc
 	said  string // what is wrong, as in the log

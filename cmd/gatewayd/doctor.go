@@ -111,6 +111,10 @@ type doctor struct {
 	report   *report // of the running gateway
 	unknown  error   // why it cannot be told whether one runs
 	trust    map[string]error
+	closed   roads
+	// stranger is who runs the gateway, when this is neither that user nor root: what
+	// this user may not read says nothing.
+	stranger string
 }
 
 func newDoctorCommand() *cobra.Command {
@@ -248,8 +252,8 @@ func (d *doctor) prepare(ctx context.Context) {
 		d.report, d.unknown = askReport(ctx, d.cfg)
 	}
 	d.clock = certstore.OpenClock(certstore.ClockOptions{StateDir: d.cfg.StateDir, Build: readBuild().Built})
-	d.user = findServiceUser(d.cfg.StateDir)
-	if d.report == nil {
+	d.user, d.stranger = findServiceUser(d.cfg.StateDir, d.report != nil)
+	if d.report == nil && d.stranger == "" {
 		d.state = lookAtState(ctx, d.cfg, d.user)
 		if d.state.locked {
 			d.unknown = errors.New("a process holds state_dir and does not answer at its control socket")
@@ -305,11 +309,10 @@ func (f *diagnosis) write(out io.Writer) error {
 		}
 	}
 	switch {
-	case len(f.Configuration) > 0 && len(f.Identities) == 0:
-	case faulty == 0:
-		fmt.Fprintf(out, "\n%d identities, nothing is wrong\n", len(f.Identities))
-	default:
-		fmt.Fprintf(out, "\n%d of %d identities have a fault\n", faulty, len(f.Identities))
+	case f.Healthy:
+		fmt.Fprintln(out, "\nnothing is wrong")
+	case faulty > 0:
+		fmt.Fprintf(out, "\nfaulty identities: %d of %d\n", faulty, len(f.Identities))
 	}
 	return nil
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
+	"os"
 	"strings"
 	"time"
 
@@ -70,11 +72,14 @@ func (d *doctor) files(_ context.Context, p *patient) bool {
 	}
 	if _, err := certstore.Load(src); err != nil {
 		step, text, next := loadFault(err)
+		if d.stranger != "" && errors.Is(readable(src), fs.ErrPermission) {
+			next = fmt.Sprintf("Run this command as root or as %s, who runs the gateway: you may not read it.", d.stranger)
+		}
 		return p.fault(step, text, next)
 	}
 	if d.user != nil {
 		if path, err := d.user.cannotRead(src.Cert, src.Key, src.PKCS12, src.PassphraseFile); err != nil {
-			return p.fault(stepFile, fmt.Sprintf("%s cannot be read by %s, who owns state_dir and so runs the gateway: %v", path, d.user.name, err),
+			return p.fault(stepFile, fmt.Sprintf("%s cannot be read by %s, who runs the gateway: %v", path, d.user.name, err),
 				fmt.Sprintf("Give it the file: chgrp %s FILE and chmod 640 FILE, and chmod o+x or the group's x for the folders above.", d.user.group))
 		}
 	}
@@ -94,6 +99,18 @@ func (d *doctor) files(_ context.Context, p *patient) bool {
 	p.ok(stepKey, "%s, fits the certificate", r.Key)
 	d.chainOf(p)
 	return true
+}
+
+// readable tries to open the files of a certificate as the present user.
+func readable(src certstore.Source) error {
+	for _, path := range nonEmpty(src.Cert, src.Key, src.PKCS12, src.PassphraseFile) {
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		_ = f.Close() // it was only read
+	}
+	return nil
 }
 
 // chainOf remembers what is odd about a chain. The hub decides whether it matters:

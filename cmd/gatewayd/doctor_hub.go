@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync"
 	"time"
 
 	"gatewayd/internal/certstore"
@@ -46,6 +47,10 @@ func (d *doctor) way(ctx context.Context, p *patient) bool {
 	}
 	cfg := sessionConfig(*id, d.clock, func() *x509.CertPool { return pool }, d.cfg.Queue.SetAsideAfter)
 	cfg.Timing.Dial, cfg.Timing.Connack = d.timeout, d.timeout
+	road := roadOf(cfg)
+	if f := d.closed.get(road); f != nil {
+		return p.hubFault(string(f.Kind), f.Step, f.Text, f.Hint)
+	}
 	var r hub.ProbeResult
 	switch {
 	case d.takeOver && p.status != nil:
@@ -67,8 +72,11 @@ func (d *doctor) way(ctx context.Context, p *patient) bool {
 		}
 		p.Passed = append(p.Passed, passed{step, s.Detail, millis(s.Took)})
 	}
-	if f := r.Fault; f != nil {
-		return p.hubFault(string(f.Kind), f.Step, f.Text, f.Hint+otherWay(ctx, cfg, p.cred, f))
+	if r.Fault != nil && ctx.Err() == nil {
+		f := *r.Fault
+		f.Hint += otherWay(ctx, cfg, p.cred, &f)
+		d.closed.put(road, &f)
+		return p.hubFault(string(f.Kind), f.Step, f.Text, f.Hint)
 	}
 	if b := r.Blocked; b != nil {
 		p.note("port 8883 is blocked (%v): the way over port 443 is taken", b)
@@ -77,6 +85,37 @@ func (d *doctor) way(ctx context.Context, p *patient) bool {
 		p.ok(stepTLS, "the certificate was not refused")
 	}
 	return true
+}
+
+// roadOf names what identities have in common before TLS.
+func roadOf(c hub.Config) string {
+	return fmt.Sprint(c.HostName, c.GatewayHostName, c.Address, c.WebSocketAddress, c.Transport, c.Proxy)
+}
+
+// roads remembers where nobody gets through: a hundred identities need not wait for
+// the same closed port.
+type roads struct {
+	mu     sync.Mutex
+	closed map[string]*hub.Fault // guarded by mu
+}
+
+func (r *roads) get(road string) *hub.Fault {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.closed[road]
+}
+
+// put remembers a fault that has nothing to do with the identity.
+func (r *roads) put(road string, f *hub.Fault) {
+	if f.Kind != hub.Unreachable || f.Step != hub.StepName && f.Step != hub.StepTCP && f.Step != hub.StepProxy {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed == nil {
+		r.closed = make(map[string]*hub.Fault)
+	}
+	r.closed[road] = f
 }
 
 func (d *doctor) mayConnect() bool {
@@ -175,6 +214,10 @@ func (d *doctor) session(ctx context.Context, p *patient) bool {
 	case s.InFlight > 0 && now.Sub(later(s.Since, s.Progress)) > quietLimit:
 		return p.fault(stepThrottle, fmt.Sprintf("connected, and none of %d messages in flight was acknowledged for %s", s.InFlight, now.Sub(later(s.Since, s.Progress)).Round(time.Second)),
 			"The hub throttles, or the daily message quota of its tier is used up (it resets at 00:00 UTC): look at the hub's metrics, and at hub.send_rate.")
+	}
+	if s.Throttled {
+		return p.fault(stepThrottle, fmt.Sprintf("connected, and the hub is slow to acknowledge or closes: %d of %d messages may be in flight", s.Window, p.cfg.Hub.Window),
+			"The gateway sends less until that is over. Look at the hub's metrics for throttling, at its tier and units, and at hub.send_rate.")
 	}
 	p.ok(stepConnack, "the gateway is connected since %s to %s", s.Since.Format(time.RFC3339), s.Remote)
 	p.ok(stepSession, "%d messages delivered, %d in flight", s.Delivered, s.InFlight)

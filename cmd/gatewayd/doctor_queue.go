@@ -220,6 +220,10 @@ func (d *doctor) queueOf(p *patient) (queueReport, bool) {
 		}
 		return p.status.Queue, true
 	}
+	if d.stranger != "" {
+		p.note("state_dir belongs to %s: the queue is looked at only when root or that user asks", d.stranger)
+		return queueReport{}, false
+	}
 	if d.state.fault != nil {
 		p.Fault = d.state.fault
 		return queueReport{}, false

@@ -301,7 +301,7 @@ func only443(s *plant) {
 	if err != nil {
 		s.t.Skip("port 443 cannot be bound")
 	}
-	s.edit("address: "+s.hub.Addr(), "address: "+host+":8883")
+	s.edit("address: "+s.hub.Addr(), "address: "+host+":9") // where nobody listens
 }
 
 func networkAilments() []ailment {

@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"os/user"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -11,25 +12,40 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// serviceUser is the user that runs the gateway: the owner of the state folder. It
-// matters to a doctor that root runs, who may read everything.
+// serviceUser is the user that runs the gateway: the owner of the state folder, or of
+// the control socket in it. It matters to a doctor that root runs, who may read everything.
 type serviceUser struct {
 	name, group string
 	uid, gid    int
 	groups      []int
 }
 
-// findServiceUser is nil when files are to be judged as the present user.
-func findServiceUser(stateDir string) *serviceUser {
-	info, err := os.Stat(stateDir)
-	if err != nil || os.Geteuid() != 0 {
-		return nil
+// findServiceUser returns the user with whose rights files are to be judged, nil for
+// the present one, and the name of the gateway's user when neither can be done.
+//
+// A running gateway is the owner of its control socket.
+func findServiceUser(stateDir string, running bool) (u *serviceUser, stranger string) {
+	path := stateDir
+	if running {
+		path = filepath.Join(stateDir, controlSocket)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, ""
 	}
 	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok || st.Uid == 0 {
-		return nil
+	if !ok || int(st.Uid) == os.Geteuid() {
+		return nil, ""
 	}
-	u := &serviceUser{name: strconv.Itoa(int(st.Uid)), group: strconv.Itoa(int(st.Gid)), uid: int(st.Uid), gid: int(st.Gid)}
+	u = newServiceUser(int(st.Uid), int(st.Gid))
+	if os.Geteuid() != 0 {
+		return nil, u.name
+	}
+	return u, ""
+}
+
+func newServiceUser(uid, gid int) *serviceUser {
+	u := &serviceUser{name: strconv.Itoa(uid), group: strconv.Itoa(gid), uid: uid, gid: gid}
 	known, err := user.LookupId(u.name)
 	if err != nil {
 		return u

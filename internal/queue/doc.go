@@ -50,7 +50,8 @@
 // Segment header: magic "GWJRNL\r\n"; u32 version; u32 checksum of all that follows; u64 id, ascending over the life of the folder; u32 salt; u32 flags (1:
 // written by compaction); 16 bytes instance, random per folder; 16 bytes hash of the machine id; i64 creation in Unix milliseconds; zeros. The first 16 bytes
 // and the meaning of the checksum are the same in every version: a header that checks and has a newer version makes Open return *VersionError before
-// anything is changed, unless its other copy says that this program knows the version.
+// anything is changed, unless its other copy says that this program knows the version. When both copies are lost, the salt is computed from the checksum of
+// the first frame, whose body proves it, and the snapshot there gives the id.
 //
 // Frame: u32 magic "GWFM"; u32 checksum of the rest of the header; u64 number of the group, ascending by one in a segment; u32 length of the body; u32
 // checksum of the body; u32 span to the next frame, padding included; u16 index in the group; u16 flags (1: last of its group); body. A frame is closed when
@@ -72,7 +73,7 @@
 //	7  segment   uvarint id, slot; u32 salt; uvarint end; u8 flags (1: written by compaction; 2: could not be read; with id 0 nothing more is known of it,
 //	             and end is the id of the newest segment that could)
 //	8  freed     uvarint ids
-//	9  snapshot  uvarint next queue number; first item of the first group of a segment
+//	9  snapshot  uvarint next queue number, uvarint id of the segment; first item of the first group of a segment
 //	10 end       last item of that group
 //	11 boot      16 bytes boot id; varint wall clock minus boot clock, milliseconds
 //	12 forgot    uvarint queue

@@ -184,3 +184,44 @@ func TestEveryLengthOfEveryFile(t *testing.T) {
 	}
 	t.Logf("%d cuts in %d files", cuts, len(files))
 }
+
+// TestEveryBlockMayBeLost zeroes every sector and every block of every file: what lies elsewhere is delivered, but for what fewer than eight messages share
+// with one that is gone.
+func TestEveryBlockMayBeLost(t *testing.T) {
+	w, all := lived(t)
+	files := maps.Clone(w.fs.files)
+	newest := w.j.segments[len(w.j.segments)-1].slot.name
+	lost, holes := 0, 0
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		data := files[name].data
+		used := len(bytes.TrimRight(data, "\x00"))
+		for _, size := range []int{512, blockBytes} {
+			for off := 0; off < used; off += size {
+				d := slices.Clone(data)
+				clear(d[off:min(off+size, len(d))])
+				w.on(files, name, d)
+				w.last = fmt.Sprintf("%d bytes lost at %d of %s", size, off, name)
+				events := 0
+				w.o.Report = func(Event) { events++ }
+				missing := len(all) - len(w.read(t, all))
+				touched := 0
+				for _, m := range all {
+					if at := bytes.Index(data, m.payload); at >= 0 && at+len(m.payload)+64 > off && at-64 < off+size {
+						touched++
+					}
+				}
+				if missing > touched+shareLeast-1 {
+					t.Fatalf("%s: %d messages are gone, %d were hit", w.last, missing, touched)
+				}
+				// The end of the newest segment cannot be told from one that was never acknowledged.
+				if missing > 0 && events == 0 && w.j.Stats().Damaged == 0 && name != newest {
+					t.Fatalf("%s: %d messages are gone and nobody says so", w.last, missing)
+				}
+				w.j.Close()
+				lost += missing
+				holes++
+			}
+		}
+	}
+	t.Logf("%d holes, %d of %d messages lost at a time on average", holes, lost/max(holes, 1), len(all))
+}

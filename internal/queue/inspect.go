@@ -41,13 +41,45 @@ type Summary struct {
 func OpenForReading(dir string) (*Journal, error) {
 	for try := 1; ; try++ {
 		j, err := Open(Options{Dir: dir, ReadOnly: true})
-		if errors.Is(err, fs.ErrNotExist) && try < 10 {
-			if _, gone := os.Stat(dir); gone == nil {
-				continue // the daemon removed a file after it was listed
-			}
+		again := errors.Is(err, fs.ErrNotExist) // the daemon removed a file after it was listed
+		if err == nil {
+			again = j.overtaken()
+		} else if _, gone := os.Stat(dir); gone != nil {
+			again = false
 		}
-		return j, err
+		if !again || try == lookTries {
+			return j, err
+		}
+		if err == nil {
+			j.Close()
+		}
+		time.Sleep(time.Duration(try) * time.Millisecond)
 	}
+}
+
+// lookTries is how often a look at a running journal is begun anew when the daemon went on meanwhile.
+const lookTries = 10
+
+// overtaken says whether the daemon began a segment while the folder was read, or used a file again that was.
+func (j *Journal) overtaken() bool {
+	if j.rolling {
+		return true
+	}
+	for _, g := range j.segments {
+		if g.absent {
+			continue
+		}
+		f, release, err := j.files.get(g.slot)
+		if err != nil {
+			return true
+		}
+		again := usedAgain(f, g)
+		release()
+		if again {
+			return true
+		}
+	}
+	return false
 }
 
 // pruned: the running daemon has removed a file since the journal was opened for inspection.
@@ -218,134 +250,6 @@ func (it *Item) export() exported {
 
 // MarshalJSON is the form of an export line.
 func (it Item) MarshalJSON() ([]byte, error) { return json.Marshal(it.export()) }
-
-// Fault is something that does not check.
-type Fault struct {
-	File   string
-	Offset int64
-	What   string
-}
-
-func (f Fault) String() string { return fmt.Sprintf("%s at %d: %s", f.File, f.Offset, f.What) }
-
-// Report is the outcome of Verify.
-type Report struct {
-	Segments int
-	Records  uint64 // message records that check, delivered ones that were not pruned yet included
-	Messages int64  // of which wait or are kept aside
-	Bytes    int64  // checked
-	Torn     bool   // the newest segment ends in bytes that were never acknowledged; no fault
-	Faults   []Fault
-}
-
-// Verify reads every byte of every segment and checks every checksum. It changes nothing.
-func (j *Journal) Verify(ctx context.Context) (Report, error) {
-	j.mu.Lock()
-	segs := slices.Clone(j.segments)
-	torn := j.stats.Torn > 0
-	j.mu.Unlock()
-	r := Report{Segments: len(segs), Torn: torn}
-	for _, g := range segs {
-		if err := ctx.Err(); err != nil {
-			return r, err
-		}
-		if err := j.verifySegment(g, &r); err != nil {
-			return r, err
-		}
-	}
-	for _, s := range j.List() {
-		r.Messages += s.Messages + s.Aside
-	}
-	return r, nil
-}
-
-func (j *Journal) verifySegment(g *segment, r *Report) error {
-	if g.absent {
-		r.Faults = append(r.Faults, Fault{g.slot.name, 0, "may not be read"})
-		return nil
-	}
-	f, release, err := j.files.get(g.slot)
-	if err != nil {
-		if j.pruned(err) {
-			return nil
-		}
-		return err
-	}
-	defer release()
-	before := len(r.Faults)
-	defer func() {
-		if j.o.ReadOnly && usedAgain(f, g) {
-			r.Faults = r.Faults[:before] // the daemon writes there meanwhile
-		}
-	}()
-	fault := func(off int64, what string) { r.Faults = append(r.Faults, Fault{g.slot.name, off, what}) }
-	b := make([]byte, blockBytes)
-	n, err := f.ReadAt(b, 0)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return err
-	}
-	switch h, ok := parseSegBlock(b[:n]); {
-	case !ok:
-		fault(0, "segment header")
-	case h.id != g.id:
-		return nil // the daemon has used the file again since
-	default:
-		for _, off := range [...]int{0, segHeaderCopy} {
-			if c, ok := parseSegHeader(b[off:n]); !ok || c.version != h.version {
-				fault(int64(off), "one copy of the segment header")
-			}
-		}
-	}
-	s := scanner{f: f, salt: g.salt, size: g.slot.size, end: g.end.Load()}
-	s.damage = func(off, end int64) { fault(off, fmt.Sprintf("%d bytes of records", end-off)) }
-	s.visit = func(it *scanned) {
-		if it.kind == itemMessage {
-			r.Records++
-		}
-	}
-	end, err := s.run()
-	if err != nil {
-		return err
-	}
-	r.Bytes += end
-	if place := g.footer.Load(); place != 0 {
-		return j.verifyIndex(g, f, place, fault)
-	}
-	return nil
-}
-
-// usedAgain says whether a file holds another segment by now.
-func usedAgain(f file, g *segment) bool {
-	b := make([]byte, blockBytes)
-	n, err := f.ReadAt(b, 0)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return false
-	}
-	h, ok := parseSegBlock(b[:n])
-	return ok && h.id != g.id
-}
-
-func (j *Journal) verifyIndex(g *segment, f file, place int64, fault func(int64, string)) error {
-	b := make([]byte, g.slot.size-place)
-	n, err := f.ReadAt(b, place)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return err
-	}
-	b = b[:n]
-	dir, total, ok := footerSize(b, g.end.Load())
-	if !ok || total > len(b) {
-		fault(place, "index")
-		return nil
-	}
-	if !parseFooter(b[:dir], g.salt, total, func(r footerRun) {
-		if _, ok := parseList(b[r.list:r.list+r.listLen], g.salt, int(r.count), nil); !ok {
-			fault(place+int64(r.list), "list of the index")
-		}
-	}) {
-		fault(place, "index")
-	}
-	return nil
-}
 
 // Offline opens the journal of a stopped gateway, lets change work on it with the writer running, and closes it again. It returns ErrLocked while the
 // gateway runs. It is how commands put messages back or drop a queue:

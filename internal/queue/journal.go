@@ -13,7 +13,7 @@ import (
 const (
 	defaultSegment = 16 << 20
 	minSegment     = 64 << 10
-	defaultPending = 16 << 20
+	defaultPending = 8 << 20
 	cacheBudget    = 1 << 20
 	flushInterval  = time.Second // how long acknowledgements may wait for the disk
 	tickInterval   = 5 * time.Second
@@ -58,6 +58,7 @@ type Journal struct {
 	readBroken string
 	readAt     time.Time // of the last read that worked
 	damagedN   int       // files kept for inspection
+	rolling    bool      // at Open the newest segment had no whole snapshot
 
 	pend   pending
 	dirtyM sync.Mutex

@@ -13,7 +13,7 @@ type Options struct {
 	SegmentBytes int64         // size of one preallocated file; 0 = 16 MiB
 	MaxBytes     int64         // bound for the folder including what compaction needs; 0 = none
 	SyncInterval time.Duration // at most one sync per interval; 0 = every group is synced at once
-	PendingBytes int64         // memory for appends not yet synced, Append blocks beyond; 0 = 16 MiB
+	PendingBytes int64         // memory for appends not yet synced, Append blocks beyond; 0 = 8 MiB
 	Clock        Clock         // nil = the wall clock, trusted
 	ReadOnly     bool          // for inspection beside a running daemon: takes no lock, changes nothing
 	Report       func(Event)   // told of every change of state; must not block; nil = nobody is told

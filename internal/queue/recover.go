@@ -135,8 +135,13 @@ func (r *recovery) readHeader(x *found) error {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
-	x.head, x.ok = parseSegBlock(b[:n])
-	return nil
+	if x.head, x.ok = parseSegBlock(b[:n]); x.ok {
+		return nil
+	}
+	if x.head, x.ok, err = rebuildHeader(f); x.ok {
+		r.j.report(Event{Kind: EventDamage, File: x.slot.name, Reason: "segment header"})
+	}
+	return err
 }
 
 // journal finds the newest whole snapshot and reads on from there.
@@ -160,6 +165,7 @@ func (r *recovery) journal() error {
 		}
 	}
 	r.whole = root < len(normal)
+	r.j.rolling = root > 0 && len(normal) > 0
 	for i := min(root, len(normal)-1); i >= 0; i-- {
 		if err := r.read(normal[i], i == root); err != nil {
 			return err
@@ -170,7 +176,9 @@ func (r *recovery) journal() error {
 		if h.machine != r.j.machine && h.machine != [16]byte{} && r.j.machine != [16]byte{} {
 			r.j.report(Event{Kind: EventCopied, File: normal[0].slot.name})
 		}
-		r.j.instance = h.instance
+		if h.instance != [16]byte{} { // else it is not known
+			r.j.instance = h.instance
+		}
 	}
 	return nil
 }

@@ -6,8 +6,8 @@ import (
 )
 
 // snapshot lays out all state: which segments hold messages, which queues there are, where they stand. It returns its length and the segments that
-// need not be kept once it is durable.
-func (j *Journal) snapshot(b *builder) (int, []*segment) {
+// need not be kept once it is durable. id is that of the segment that it opens.
+func (j *Journal) snapshot(b *builder, id uint64) (int, []*segment) {
 	start := len(b.buf)
 	if start == 0 {
 		b.reset(b.salt, 0)
@@ -25,7 +25,7 @@ func (j *Journal) snapshot(b *builder) (int, []*segment) {
 		boots[k] = v
 	}
 	j.mu.Unlock()
-	b.item(itemSnapshot, head)
+	b.item(itemSnapshot, binary.AppendUvarint(head, id))
 	for _, s := range segs {
 		b.item(itemSegment, appendSegment(nil, s))
 	}

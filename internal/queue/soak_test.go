@@ -100,7 +100,13 @@ func TestSoakStaysFlat(t *testing.T) {
 	}
 	first, second := worst(samples[len(samples)/4:len(samples)/2]), worst(samples[len(samples)/2:])
 	t.Logf("disk %d then %d MB, heap %d then %d KB, median sync %v then %v, %+v", first.disk>>20, second.disk>>20, first.heap>>10, second.heap>>10, first.sync, second.sync, j.Stats())
-	if real && (second.disk > first.disk+first.disk/2+16<<20 || second.heap > first.heap*3/2 || second.sync > first.sync*3) {
+	var heaps []int64
+	for _, s := range samples {
+		heaps = append(heaps, s.heap>>20)
+	}
+	t.Logf("heap over time, MB: %v", heaps)
+	// At a moment at which the disk stalls up to defaultPending waits in memory.
+	if real && (second.disk > first.disk+first.disk/2+16<<20 || second.heap > first.heap*3/2+2*defaultPending || second.sync > first.sync*3) {
 		t.Error("not flat")
 	}
 	if second.disk > 100<<20 {

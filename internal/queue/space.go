@@ -181,7 +181,7 @@ func (j *Journal) giveUpFree() bool {
 // roll opens a new segment that begins with a snapshot of all state, synced before anything else goes there. The segment that was in use is sealed.
 func (j *Journal) roll(need int64, data bool) error {
 	w := &j.w
-	snap, _ := j.snapshot(w.b) // laid out for its size only; the salt is not known yet
+	snap, _ := j.snapshot(w.b, j.nextSeg.Load()+1) // laid out for its size only; the salt is not known yet
 	s, err := j.takeSlot(segDataStart+int64(snap)+2*blockBytes+need, data)
 	if err != nil {
 		return err
@@ -201,7 +201,7 @@ func (j *Journal) roll(need int64, data bool) error {
 	// From here on the new header may be on the disk, with a snapshot that says where the old segment ends: nothing goes there any more.
 	j.seal()
 	w.b.reset(g.salt, 0)
-	_, emptied := j.snapshot(w.b)
+	_, emptied := j.snapshot(w.b, g.id)
 	buf := append(h.block(), w.b.finish(segDataStart)...)
 	w.f, w.seg = f, g
 	if err := j.writeSync(buf, 0); err != nil {

@@ -72,3 +72,14 @@ func (d *decoder) azureIdentities(c *Config) {
 		}
 	}
 }
+
+// onlyAzure tells whether nobody but Azure SDK clients, who need no route, is let in.
+func (down *Downstream) onlyAzure() bool {
+	others := len(down.HTTP) + len(down.Broker) + len(down.Exec) + len(down.Socket)
+	for _, m := range down.MQTT {
+		if len(m.AzureClients) == 0 || m.UsersFile != "" || m.Anonymous {
+			others++
+		}
+	}
+	return others == 0 && len(down.MQTT) > 0
+}

@@ -284,6 +284,25 @@ downstream:
 	}
 }
 
+// Azure SDK clients need neither rules nor routes.
+func TestAzureClientsAloneAreNoWarning(t *testing.T) {
+	c, err := Parse("testdata/x.yaml", []byte(`
+identities:
+  - connection_string: HostName=contoso.azure-devices.net;DeviceId=press-7;x509=true
+    certificate: {cert: files/press-7.pem, key: files/press-7.key}
+downstream:
+  mqtt:
+    - {listen: "tls://:8883", tls: {cert: files/server.pem, key: files/server.key, client_ca: files/ca.pem}, azure_clients: {press-7: {}}}
+    - {listen: "192.0.2.1:1884", azure_clients: {press-7: {key_file: files/token}}}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(c.Warnings) != 1 || c.Warnings[0].Path != "downstream.mqtt[1].azure_clients" {
+		t.Errorf("warnings %v", c.Warnings)
+	}
+}
+
 func TestUnreadableFileIsOneProblem(t *testing.T) {
 	dir := t.TempDir()
 	big := filepath.Join(dir, "big.yaml")

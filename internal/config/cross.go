@@ -24,7 +24,7 @@ func (d *decoder) cross(c *Config) {
 	if c.Downstream.empty() && d.ok("downstream") {
 		d.warn("downstream", "has no listener: no reading can arrive")
 	}
-	if len(c.Routes) == 0 && d.ok("routes") {
+	if len(c.Routes) == 0 && d.ok("routes") && !c.Downstream.onlyAzure() {
 		d.warn("routes", "there is no route: every reading will be refused")
 	}
 }

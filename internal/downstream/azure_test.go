@@ -3,8 +3,12 @@ package downstream
 import (
 	"context"
 	"crypto/hmac"
+	"crypto/sha1"
 	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/url"
@@ -461,4 +465,38 @@ func FuzzAzureTopic(f *testing.F) {
 			t.Errorf("%d bytes", n)
 		}
 	})
+}
+
+func TestCertificatesForTheIdentityLetIn(t *testing.T) {
+	certificate := func(cn string) *x509.Certificate {
+		return &x509.Certificate{Subject: pkix.Name{CommonName: cn}, Raw: []byte(cn)}
+	}
+	good := certificate("press-7")
+	first, second := sha1.Sum(good.Raw), sha256.Sum256(good.Raw)
+	for _, tc := range []struct {
+		name        string
+		cert        *x509.Certificate
+		thumbprints []string
+		reason      error
+	}{
+		{"CN is the client id", good, nil, nil},
+		{"CN is the identity's name", certificate("press"), nil, nil},
+		{"SHA-1", good, []string{hex.EncodeToString(first[:])}, nil},
+		{"SHA-256, secondary", good, []string{strings.Repeat("0", 40), strings.ToUpper(hex.EncodeToString(second[:]))}, nil},
+		{"other thumbprint", good, []string{strings.Repeat("0", 64)}, errAzureThumbprint},
+		{"other CN", certificate("press-8"), nil, errAzureCN},
+		{"other case", certificate("Press-7"), nil, errAzureCN},
+		{"no CN", certificate(""), nil, errAzureCN},
+		{"none", nil, nil, errAzureCredential},
+	} {
+		a, err := LoadAzureClients([]AzureClient{{Identity: "press", DeviceID: "press-7", Thumbprints: tc.thumbprints}}, time.Now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := azureConnect("press-7", "")
+		n, _ := parseAzureName(p.Username)
+		if _, err := a.admit(p, n, tc.cert); !errors.Is(err, tc.reason) {
+			t.Errorf("%s: %v, want %v", tc.name, err, tc.reason)
+		}
+	}
 }

@@ -214,18 +214,19 @@ func identityRows(r *report) (rows []string, below map[int][]string) {
 	var b strings.Builder
 	below = make(map[int][]string)
 	w := tabwriter.NewWriter(&b, 0, 4, 2, ' ', 0)
-	fmt.Fprintf(w, "IDENTITY\tSTATE\tFOR\tCERT DAYS\tDELIVERED\tQUEUED\tOLDEST\tASIDE\n")
+	fmt.Fprintf(w, "IDENTITY\tSTATE\tFOR\tOVER\tCERT DAYS\tDELIVERED\tMIB THIS MONTH\tQUEUED\tOLDEST\tASIDE\n")
 	for i, id := range r.Identities {
 		days := "-"
 		if c := id.Certificate.Current; c != nil {
 			days = fmt.Sprintf("%.1f", c.DaysLeft)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%s\t%d\n", id.Name, id.State, r.Now.Sub(id.Since).Round(time.Second), days,
-			id.Delivered, id.Queue.Messages, time.Duration(id.Queue.OldestSeconds)*time.Second, id.Queue.Aside)
+		month := id.Wire.ThisMonth.plus(id.Wire.Undated)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%.1f\t%d\t%s\t%d\n", id.Name, id.State, r.Now.Sub(id.Since).Round(time.Second), orDash(id.Transport), days,
+			id.Delivered, float64(month.Sent+month.Received)/(1<<20), id.Queue.Messages, time.Duration(id.Queue.OldestSeconds)*time.Second, id.Queue.Aside)
 		below[i+1] = nonEmpty(id.FirstFault, id.Hint)
 	}
 	for i, name := range r.Unconfigured {
-		fmt.Fprintf(w, "%s\tnot configured\t-\t-\t-\t-\t-\t-\n", name)
+		fmt.Fprintf(w, "%s\tnot configured\t-\t-\t-\t-\t-\t-\t-\t-\n", name)
 		below[1+len(r.Identities)+i] = []string{"its messages are kept until gatewayd queue drop"}
 	}
 	_ = w.Flush() // into memory

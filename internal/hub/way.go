@@ -72,8 +72,8 @@ func (w *ways) back() (due time.Time, wanted bool) {
 	return w.due, w.fallen
 }
 
-// dial connects with cred up to the point where CONNECT can be sent. One way is
-// bounded by Timing.Dial; of two, the first gets half of it.
+// dial connects with cred up to the point where CONNECT can be sent, within
+// Timing.Dial; of two ways, each gets half of it.
 func (d *dialer) dial(ctx context.Context, cred *certstore.Credential) (*transport, *Fault) {
 	if d.cfg.Transport != Auto {
 		return d.over(ctx, cred, d.cfg.Transport, d.cfg.Timing.Dial)
@@ -90,7 +90,7 @@ func (d *dialer) dial(ctx context.Context, cred *certstore.Credential) (*transpo
 	if !fault.blocked || ctx.Err() != nil {
 		return nil, fault
 	}
-	tr, other := d.over(ctx, cred, second, d.cfg.Timing.Dial)
+	tr, other := d.over(ctx, cred, second, d.cfg.Timing.Dial/2)
 	switch {
 	case other == nil:
 		d.ways.works(second, true, &d.cfg.Timing)

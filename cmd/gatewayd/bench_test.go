@@ -19,7 +19,7 @@ type usage struct {
 	rss int64 // bytes
 }
 
-func (p *process) usage(b *testing.B) usage {
+func (p *process) usage(b testing.TB) usage {
 	b.Helper()
 	var u usage
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))

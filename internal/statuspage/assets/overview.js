@@ -269,4 +269,4 @@ $("sensor-sort").addEventListener("change", () => sensorsSoon(true));
 $("find").addEventListener("input", arrange);
 $("only-faults").addEventListener("change", arrange);
 
-live("/live", { full: (m) => take(m, true), delta: (m) => take(m, false), wait: () => {} });
+live("/live", { full: (m) => { take(m, true); performance.mark("shown"); }, delta: (m) => take(m, false), wait: () => {} });

@@ -46,10 +46,10 @@ var mayUse = map[string][]string{
 	"github.com/fsnotify/fsnotify":        {"internal/certstore"},
 	"github.com/itchyny/gojq":             {"internal/downstream"},
 	"github.com/prometheus/client_golang": {"cmd/gatewayd"},
+	"github.com/prometheus/client_model":  {"cmd/gatewayd"},
 	"github.com/spf13/cobra":              {"cmd/gatewayd"},
 	"github.com/youmark/pkcs8":            {"internal/certstore"},
-	"go.opentelemetry.io/contrib":         {"cmd/gatewayd"},
-	"go.opentelemetry.io/otel":            {"cmd/gatewayd"},
+	"go.opentelemetry.io/proto/slim/otlp": {"cmd/gatewayd"},
 	"go.uber.org/zap":                     {"cmd/gatewayd", "internal/certstore", "internal/cloud", "internal/downstream", "internal/hub", "internal/statuspage"},
 	"golang.org/x/crypto":                 {"internal/certstore", "internal/downstream"},
 	"golang.org/x/net":                    {"internal/downstream", "internal/hub"},
@@ -58,6 +58,7 @@ var mayUse = map[string][]string{
 	"golang.org/x/term":                   {"cmd/gatewayd"},
 	"golang.org/x/time":                   {"internal/downstream", "internal/hub", "internal/statuspage"},
 	"gopkg.in/yaml.v3":                    {"internal/config"},
+	"google.golang.org/protobuf":          {"cmd/gatewayd"},
 	"software.sslmate.com/src/go-pkcs12":  {"internal/certstore"},
 }
 

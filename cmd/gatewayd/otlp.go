@@ -3,43 +3,44 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"compress/gzip"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
+	"net/url"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	bridge "go.opentelemetry.io/contrib/bridges/prometheus"
-	"go.opentelemetry.io/otel"
-	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/exporters/otlp/otlpmetric/otlpmetrichttp"
-	sdk "go.opentelemetry.io/otel/sdk/metric"
-	"go.opentelemetry.io/otel/sdk/metric/metricdata"
-	"go.opentelemetry.io/otel/sdk/resource"
+	collectorpb "go.opentelemetry.io/proto/slim/otlp/collector/metrics/v1"
 	"go.uber.org/zap"
+	"google.golang.org/protobuf/proto"
 
 	"gatewayd/internal/config"
 )
 
-// maxHeaders bounds headers_file.
-const maxHeaders = 64 << 10
+// Bounds of headers_file and of a collector's answer.
+const (
+	maxHeaders    = 64 << 10
+	maxOTLPAnswer = 64 << 10
+)
 
 // otlpExport sends the same metrics as /metrics to a collector, from the same
-// registry, so that no counter exists twice.
+// registry, so that no counter exists twice. It is OTLP 1 over HTTP with protobuf:
+// https://opentelemetry.io/docs/specs/otlp/. The messages are OpenTelemetry's own;
+// its SDK would bring gRPC with it, 4 MB of program and 3 MB of memory for everybody.
 type otlpExport struct {
 	cfg      config.OTLP
-	exporter sdk.Exporter
-	provider *sdk.MeterProvider
-	reader   *sdk.ManualReader
+	registry *prometheus.Registry
+	headers  map[string]string
+	client   *http.Client
+	started  time.Time
 	log      *zap.Logger
 
 	mu sync.Mutex
@@ -48,8 +49,8 @@ type otlpExport struct {
 
 // otlpReport is what the export says of itself.
 type otlpReport struct {
-	Endpoint string     `json:"endpoint"`
-	Exports  uint64     `json:"exports"` // that the collector took
+	Endpoint string     `json:"endpoint"` // without its query, which may be a secret
+	Exports  uint64     `json:"exports"`  // that the collector took
 	Failed   uint64     `json:"failed"`
 	Latest   *time.Time `json:"latest,omitempty"` // when the collector took the latest
 	Fault    string     `json:"fault"`            // of the latest export, "" when it was taken
@@ -61,12 +62,12 @@ func newOTLP(cfg config.OTLP, registry *prometheus.Registry, log *zap.Logger) (*
 	if err != nil {
 		return nil, fmt.Errorf("admin.otlp.headers_file: %w", err)
 	}
-	options := []otlpmetrichttp.Option{
-		otlpmetrichttp.WithEndpointURL(cfg.Endpoint), otlpmetrichttp.WithHeaders(headers), otlpmetrichttp.WithTimeout(cfg.Timeout),
-		otlpmetrichttp.WithCompression(otlpmetrichttp.GzipCompression),
-		// The next export has the same counters: sending an old one again is of no use.
-		otlpmetrichttp.WithRetry(otlpmetrichttp.RetryConfig{Enabled: false}),
+	endpoint, err := url.Parse(cfg.Endpoint)
+	if err != nil {
+		return nil, errors.New("admin.otlp.endpoint: is not a URL")
 	}
+	endpoint.RawQuery = ""
+	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, MaxIdleConns: 1, IdleConnTimeout: 2 * time.Minute, ForceAttemptHTTP2: true}
 	if cfg.CA != "" {
 		pem, err := os.ReadFile(cfg.CA)
 		roots := x509.NewCertPool()
@@ -76,20 +77,12 @@ func newOTLP(cfg config.OTLP, registry *prometheus.Registry, log *zap.Logger) (*
 		if err != nil {
 			return nil, fmt.Errorf("admin.otlp.ca: %w", err)
 		}
-		options = append(options, otlpmetrichttp.WithTLSClientConfig(&tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}))
+		transport.TLSClientConfig = &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
 	}
-	exporter, err := otlpmetrichttp.New(context.Background(), options...)
-	if err != nil {
-		return nil, fmt.Errorf("admin.otlp: %w", err)
-	}
-	reader := sdk.NewManualReader(sdk.WithProducer(bridge.NewMetricProducer(bridge.WithGatherer(registry))))
-	attributes := []attribute.KeyValue{attribute.String("service.name", "gatewayd"), attribute.String("service.version", readBuild().Version),
-		attribute.String("host.name", machineName())}
-	for _, k := range slices.Sorted(maps.Keys(cfg.Attributes)) {
-		attributes = append(attributes, attribute.String(k, cfg.Attributes[k]))
-	}
-	return &otlpExport{cfg: cfg, exporter: exporter, reader: reader, log: log, st: otlpReport{Endpoint: cfg.Endpoint},
-		provider: sdk.NewMeterProvider(sdk.WithReader(reader), sdk.WithResource(resource.NewSchemaless(attributes...)))}, nil
+	// Headers go to the endpoint and to nobody whom it names.
+	client := &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	return &otlpExport{cfg: cfg, registry: registry, headers: headers, client: client, started: time.Now(), log: log,
+		st: otlpReport{Endpoint: endpoint.String()}}, nil
 }
 
 // readHeaders reads "Name: value" lines. Problems are told without the values.
@@ -129,33 +122,77 @@ func readHeaders(path string) (map[string]string, error) {
 // Run exports until ctx ends, and then once more: the last minutes of a gateway are
 // the ones that somebody is going to ask for.
 func (o *otlpExport) Run(ctx context.Context) error {
-	// What the library has to say besides errors of an export, such as values that the
-	// collector left out. It has one place for that in the process.
-	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { o.done(err) }))
+	defer o.client.CloseIdleConnections()
 	tick := time.NewTicker(o.cfg.Interval)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
-			o.export(ctx)
+			o.done(o.export(ctx, o.cfg.Timeout))
 		case <-ctx.Done():
-			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-			defer cancel()
-			o.export(last)
-			return errors.Join(o.provider.Shutdown(last), o.exporter.Shutdown(last))
+			o.done(o.export(context.WithoutCancel(ctx), min(o.cfg.Timeout, lastExport)))
+			return nil
 		}
 	}
 }
 
-func (o *otlpExport) export(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, o.cfg.Timeout)
+// lastExport bounds what the one at the stop may take.
+const lastExport = 2 * time.Second
+
+// export sends once. A failed one is not tried again: the next has the same counters.
+func (o *otlpExport) export(ctx context.Context, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	var all metricdata.ResourceMetrics
-	err := o.reader.Collect(ctx, &all)
-	if err == nil {
-		err = o.exporter.Export(ctx, &all)
+	families, err := o.registry.Gather()
+	if err != nil {
+		return err
 	}
-	o.done(err)
+	raw, err := proto.Marshal(otlpRequest(families, o.cfg.Attributes, o.started, time.Now()))
+	if err != nil {
+		return err
+	}
+	var body bytes.Buffer
+	zip := gzip.NewWriter(&body)
+	_, err = zip.Write(raw)
+	if err := errors.Join(err, zip.Close()); err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, o.cfg.Endpoint, &body)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("User-Agent", "gatewayd/"+readBuild().Version)
+	for k, v := range o.headers {
+		req.Header.Set(k, v)
+	}
+	req.Header.Set("Content-Type", "application/x-protobuf")
+	req.Header.Set("Content-Encoding", "gzip")
+	return o.send(req)
+}
+
+func (o *otlpExport) send(req *http.Request) error {
+	resp, err := o.client.Do(req)
+	var wrapped *url.Error
+	if errors.As(err, &wrapped) {
+		return wrapped.Err // without the query
+	}
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxOTLPAnswer))
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode < 200 || resp.StatusCode > 299 {
+		return fmt.Errorf("the collector answers %s", resp.Status)
+	}
+	var result collectorpb.ExportMetricsServiceResponse
+	// What is taken and answered with something else is taken all the same.
+	if proto.Unmarshal(answer, &result) == nil && result.GetPartialSuccess().GetRejectedDataPoints() > 0 {
+		return fmt.Errorf("the collector left out %d values: %.200q", result.PartialSuccess.RejectedDataPoints, result.PartialSuccess.ErrorMessage)
+	}
+	return nil
 }
 
 // done counts, and logs when exports begin or cease to fail.
@@ -173,9 +210,9 @@ func (o *otlpExport) done(err error) {
 	o.mu.Unlock()
 	switch {
 	case err != nil && !failing:
-		o.log.Warn("metrics not exported, trying again", zap.String("endpoint", o.cfg.Endpoint), zap.Error(err))
+		o.log.Warn("metrics not exported, trying again", zap.String("endpoint", o.st.Endpoint), zap.Error(err))
 	case err == nil && failing:
-		o.log.Info("metrics are exported again", zap.String("endpoint", o.cfg.Endpoint))
+		o.log.Info("metrics are exported again", zap.String("endpoint", o.st.Endpoint))
 	}
 }
 

@@ -13,10 +13,13 @@ import (
 	"testing"
 	"time"
 
-	collectorpb "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
-	metrics "go.opentelemetry.io/proto/otlp/metrics/v1"
+	"github.com/prometheus/client_golang/prometheus"
+	collectorpb "go.opentelemetry.io/proto/slim/otlp/collector/metrics/v1"
+	metrics "go.opentelemetry.io/proto/slim/otlp/metrics/v1"
+	"go.uber.org/zap"
 	"google.golang.org/protobuf/proto"
 
+	"gatewayd/internal/config"
 	"gatewayd/internal/hub/hubtest"
 )
 
@@ -82,8 +85,13 @@ func (r *otlpReceiver) value(name string, labels ...string) (float64, bool) {
 					return p.GetAsDouble(), true
 				}
 			}
-			if m.Name == name && m.GetHistogram() != nil {
-				return float64(m.GetHistogram().DataPoints[0].Count), true
+			if h := m.GetHistogram().GetDataPoints(); m.Name == name && len(h) == 1 {
+				if total := uint64(0); len(h[0].BucketCounts) == len(h[0].ExplicitBounds)+1 {
+					for _, n := range h[0].BucketCounts {
+						total += n
+					}
+					return float64(h[0].Count), total == h[0].Count
+				}
 			}
 		}
 	}
@@ -115,7 +123,7 @@ func TestMetricsGoToACollector(t *testing.T) {
 	s.write("headers", "# for the collector\nAuthorization: Bearer "+secret+"\n")
 	config := string(must(os.ReadFile(s.path("config.yaml")))(t))
 	s.write("config.yaml", strings.Replace(config, "admin: {", fmt.Sprintf(
-		"admin: {otlp: {endpoint: %q, interval: 1s, timeout: 1s, ca: ca.pem, headers_file: headers, attributes: {site: north}}, ", server.URL+"/v1/metrics"), 1))
+		"admin: {otlp: {endpoint: %q, interval: 1s, timeout: 1s, ca: ca.pem, headers_file: headers, attributes: {site: north}}, ", server.URL+"/v1/metrics?key="+secret), 1))
 	p := s.run()
 	f := s.fleet(2, 4, 64, 10*time.Millisecond)
 	eventually(t, 15*time.Second, "messages arrive", func() bool { return s.hub.Counters("").Messages > 20 })
@@ -167,12 +175,38 @@ func TestMetricsGoToACollector(t *testing.T) {
 	if n := strings.Count(log, "metrics not exported"); n != 1 || strings.Count(log, "metrics are exported again") != 1 {
 		t.Errorf("the outage is told %d times", n)
 	}
-	if strings.Contains(log, secret) {
-		t.Error("the header is in the log")
+	if all := log + fmt.Sprintf("%+v", st.OTLP); strings.Contains(all, secret) {
+		t.Error("a secret is told")
 	}
 	for _, line := range strings.Split(strings.TrimSpace(log), "\n") {
 		if !strings.HasPrefix(line, "{") {
 			t.Errorf("written past the log: %s", line)
+		}
+	}
+}
+
+// Redirects are not followed, because the headers are for one address, and what a
+// collector leaves out is told.
+func TestACollectorsAnswerIsUnderstood(t *testing.T) {
+	t.Parallel()
+	answer := func(w http.ResponseWriter) {}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { answer(w) }))
+	defer server.Close()
+	o := must(newOTLP(config.OTLP{Endpoint: server.URL + "/v1/metrics", Interval: time.Minute, Timeout: 10 * time.Second}, prometheus.NewRegistry(), zap.NewNop()))(t)
+	defer o.client.CloseIdleConnections()
+	partial := must(proto.Marshal(&collectorpb.ExportMetricsServiceResponse{PartialSuccess: &collectorpb.ExportMetricsPartialSuccess{RejectedDataPoints: 3, ErrorMessage: "too old"}}))(t)
+	for want, do := range map[string]func(http.ResponseWriter){
+		"<nil>": func(w http.ResponseWriter) {},
+		`the collector left out 3 values: "too old"`: func(w http.ResponseWriter) { _, _ = w.Write(partial) },
+		"the collector answers 307 Temporary Redirect": func(w http.ResponseWriter) {
+			w.Header().Set("Location", "http://127.0.0.1:1/")
+			w.WriteHeader(http.StatusTemporaryRedirect)
+		},
+		"the collector answers 400 Bad Request": func(w http.ResponseWriter) { w.WriteHeader(400) },
+	} {
+		answer = do
+		if got := fmt.Sprint(o.export(t.Context(), 10*time.Second)); got != want {
+			t.Errorf("got %s, want %s", got, want)
 		}
 	}
 }

@@ -240,7 +240,7 @@ const startingFor = 5 * time.Second
 func (d *doctor) prepare(ctx context.Context) {
 	d.report, d.unknown = askReport(ctx, d.cfg)
 	// One that is starting has its state folder before it can be asked.
-	for end := time.Now().Add(startingFor); d.report == nil && d.unknown == nil && time.Now().Before(end); {
+	for end := time.Now().Add(min(startingFor, d.timeout)); d.report == nil && d.unknown == nil && time.Now().Before(end); {
 		if held, err := queue.Locked(queueDir(d.cfg)); err != nil || !held {
 			break
 		}

@@ -224,10 +224,13 @@ func (d *doctor) session(ctx context.Context, p *patient) bool {
 	return true
 }
 
+// settlingFor is how long a session that is connecting is waited for.
+const settlingFor = 5 * time.Second
+
 // settled waits a little for a session that is just connecting.
 func (d *doctor) settled(ctx context.Context, p *patient) *identityReport {
 	s := p.status
-	for end := time.Now().Add(5 * time.Second); !s.Connected && s.Fault == nil && time.Now().Before(end); {
+	for end := time.Now().Add(min(settlingFor, d.timeout)); !s.Connected && s.Fault == nil && time.Now().Before(end); {
 		select {
 		case <-ctx.Done():
 			return s

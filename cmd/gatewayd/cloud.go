@@ -22,7 +22,7 @@ import (
 func (g *gateway) newCloud(cfg *config.Config) *cloud.Cloud {
 	return cloud.New(cloud.Config{
 		Journal: g.journal, StateDir: cfg.StateDir, Clock: g.clock, Log: g.log.Named("commands"),
-		State: g.commandState, Report: g.twinReport,
+		State: g.commandState, Report: g.twinReport, Desired: g.desired.heard(g),
 		Builtins: map[string]cloud.Builtin{
 			config.BuiltinStatus:       g.methodStatus,
 			config.BuiltinCertificates: g.methodCertificates,
@@ -78,6 +78,9 @@ func (g *gateway) twinReport(name string) map[string]any {
 		"version": readBuild().Version,
 		"uptime":  int64(time.Since(g.started).Seconds()),
 		"queue":   map[string]any{"messages": q.Messages, "bytes": q.Bytes, "oldestSeconds": int64(q.OldestAge.Seconds())},
+	}
+	if c, ok := g.desired.report(g.now.Load().cfg, name); ok {
+		r["config"] = c
 	}
 	if c := id.store.Status().Current; c != nil {
 		r["certificate"] = map[string]any{

@@ -54,6 +54,7 @@ type gateway struct {
 	// by a reload; reloading admits one reload at a time.
 	now       atomic.Pointer[arrangement]
 	reloading chan struct{}
+	desired   *desiredConfig
 
 	// What Run starts, in the order in which it ends: who takes messages in first,
 	// who sends them next, then who brings commands down, who keeps them last.
@@ -85,6 +86,11 @@ func newGateway(cfg *config.Config, log *zap.Logger, level zap.AtomicLevel) (*ga
 	events := statuspage.NewRecorder()
 	log = log.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core { return zapcore.NewTee(c, events.Core()) }))
 	g := &gateway{log: log, level: level, events: events, started: time.Now(), syncs: newSyncObserver(), notify: notifier{log}, reloading: make(chan struct{}, 1)}
+	g.desired = openDesired(cfg.StateDir)
+	cfg = g.desired.over(cfg, log)
+	if l, err := zapcore.ParseLevel(cfg.Log.Level); err == nil && g.desired.kept != nil {
+		level.SetLevel(l)
+	}
 	a := &arrangement{cfg: cfg, byName: make(map[string]*identity)}
 	g.now.Store(a)
 	g.roll = newRollCall(g)
@@ -257,6 +263,7 @@ func (g *gateway) Run(ctx context.Context) error {
 	reloads := newLifetime(fail)
 	reloads.start("control", g.control.Run)
 	reloads.start("reload", g.reloads)
+	reloads.start("desired configuration", g.followDesired)
 	g.keeping.start("watchdog", func(ctx context.Context) error {
 		g.notify.supervise(ctx, g.roll.stalled, g.statusLine)
 		return nil

@@ -15,6 +15,7 @@ import (
 
 // notOfUse are fields that the wiring need not look at, with the reason.
 var notOfUse = map[string]string{
+	"Desired.Allow":              "config itself refuses what is not in it",
 	"Address.TLS":                "Address.String has it",
 	"Address.WebSocket":          "Address.String has it",
 	"Problem.File":               "Problem.String has it",

@@ -40,8 +40,13 @@ func (g *gateway) reload() (string, error) {
 	g.reloading <- struct{}{}
 	defer func() { <-g.reloading }()
 	g.watcher.Rescan()
+	cfg, err := g.desired.load(g.now.Load().cfg.File, g.log)
+	return g.use(cfg, err)
+}
+
+// use makes a configuration that was loaded the one in use. The caller holds reloading.
+func (g *gateway) use(cfg *config.Config, err error) (string, error) {
 	old := g.now.Load()
-	cfg, err := config.Load(old.cfg.File)
 	if err == nil {
 		err = fixedParts(old.cfg, cfg)
 	}
@@ -68,6 +73,9 @@ func (g *gateway) reload() (string, error) {
 	}
 	for _, w := range cfg.Warnings {
 		g.log.Warn("configuration", zap.String("problem", w.String()))
+	}
+	if !reflect.DeepEqual(old.cfg.Desired, cfg.Desired) {
+		g.cloud.TellDesired(cfg.Desired.Identity)
 	}
 	text := "nothing changed in the configuration; certificates, users and tokens looked at"
 	if len(changes) > 0 {
@@ -160,7 +168,7 @@ func (g *gateway) rearrange(old, next *arrangement, router *downstream.Router) (
 	if sourcesChanged {
 		changes = append(changes, "brokers, programs or sockets")
 	}
-	if !reflect.DeepEqual(old.cfg.Hub, next.cfg.Hub) || old.cfg.Log != next.cfg.Log {
+	if !reflect.DeepEqual(old.cfg.Hub, next.cfg.Hub) || !reflect.DeepEqual(old.cfg.Desired, next.cfg.Desired) || old.cfg.Log != next.cfg.Log {
 		changes = append(changes, "hub or log settings")
 	}
 	return changes, errors.Join(errs...)

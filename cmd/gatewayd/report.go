@@ -35,6 +35,8 @@ type report struct {
 	// AzureClients are the identities for which Azure SDK clients may log in.
 	AzureClients []azureReport `json:"azure_clients,omitempty"`
 	sourcesReport
+	// Desired is what became of hub.desired_config; nil when there was none to look at.
+	Desired *desiredReport           `json:"desired_config,omitempty"`
 	OTLP    *otlpReport              `json:"otlp,omitempty"`   // nil when it is off
 	Routes  []downstream.RouteCount  `json:"routes,omitempty"` // in their order
 	Sources []downstream.SourceCount `json:"sources"`
@@ -161,6 +163,7 @@ func (g *gateway) report() report {
 	if s := g.now.Load().sources; s != nil {
 		r.sourcesReport = s.report()
 	}
+	r.Desired = g.desired.now(a.cfg)
 	r.Routes = g.gate.Router().Counts()
 	r.OTLP = g.otlp.report(now)
 	r.FirstFault = r.firstFault()

@@ -52,9 +52,10 @@ type Config struct {
 	StateDir string // twins are kept in a folder below
 	Clock    Clock  // nil = the wall clock, trusted
 	Builtins map[string]Builtin
-	State    func(identity string) State          // nil = no status topic
-	Report   func(identity string) map[string]any // the gateway's reported properties; nil = none
-	Log      *zap.Logger                          // nil = silent
+	State    func(identity string) State            // nil = no status topic
+	Report   func(identity string) map[string]any   // the gateway's reported properties; nil = none
+	Desired  func(identity string, document []byte) // told of desired properties, at the start too; nil = nobody
+	Log      *zap.Logger                            // nil = silent
 }
 
 const (

@@ -15,6 +15,8 @@
 //     limit; an answer that comes later is dropped, as the hub would;
 //   - the desired document is on disk and retained for local clients; after a gap in
 //     its versions it is asked for anew;
+//   - Config.Desired hears of every desired document, also of the one on disk at the
+//     start, and so can make some of it count;
 //   - a change of reported properties is synced before the client is told yes, and
 //     stays on disk until the hub has confirmed or refused it. Changes that wait are
 //     merged as far as the result stays exact.

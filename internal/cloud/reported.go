@@ -233,11 +233,15 @@ const ownSettle = 5 * time.Second
 // documentation of certificate renewal recommends. It stands beside ReportKey.
 const certificateKey = "certificate"
 
+// configKey is the member of a report that says what became of the configuration in
+// the desired properties.
+const configKey = "config"
+
 // reports says whether the gateway reports on itself.
 func (id *Identity) reports() bool { return id.opt().ReportKey != "" && id.c.cfg.Report != nil }
 
 // ownReport is the patch with which the gateway reports on itself; nil when it is
-// not due. Between reports only another version or certificate is worth one: the
+// not due. Between reports only another version, certificate or configuration is worth one: the
 // hub bills them.
 func (id *Identity) ownReport(now time.Time) []byte {
 	t := &id.twin
@@ -245,7 +249,7 @@ func (id *Identity) ownReport(now time.Time) []byte {
 		return nil
 	}
 	report := id.c.cfg.Report(id.opt().Name)
-	steady := string(encode([]any{report["version"], report[certificateKey]}))
+	steady := string(encode([]any{report["version"], report[certificateKey], report[configKey]}))
 	if report == nil || now.Before(t.ownDue) && steady == t.ownSteady {
 		t.ownAt = now.Add(id.opt().ReportEvery)
 		if report != nil {

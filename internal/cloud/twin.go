@@ -82,6 +82,28 @@ const (
 func (id *Identity) showDesired() {
 	if len(id.twin.raw) > 0 {
 		id.retain("twin/desired", id.twin.raw)
+		if id.c.cfg.Desired != nil {
+			id.c.cfg.Desired(id.opt().Name, id.twin.raw)
+		}
+	}
+}
+
+// TellDesired has Config.Desired told once more of what an identity's desired
+// properties are, if they are known.
+func (c *Cloud) TellDesired(name string) {
+	if id, err := c.identity(name); err == nil && id.opt().Twin {
+		id.post(id.showDesired)
+	}
+}
+
+// ReportNow has the gateway look at what it reports on itself for an identity, and
+// send it when it has changed, without waiting.
+func (c *Cloud) ReportNow(name string) {
+	if id, err := c.identity(name); err == nil {
+		id.post(func() {
+			id.twin.ownAt = time.Now()
+			id.nextTwin()
+		})
 	}
 }
 

@@ -6,7 +6,8 @@ import "time"
 type Config struct {
 	File       string // absolute path
 	StateDir   string
-	Hub        Hub // as under hub:; what an identity uses is Identity.Hub
+	Hub        Hub     // as under hub:; what an identity uses is Identity.Hub
+	Desired    Desired // hub.desired_config
 	Identities []Identity
 	Downstream Downstream
 	Routes     []Route // first match wins
@@ -323,6 +324,7 @@ func Defaults() Config {
 	admin, _ := ParseAddress(defaultAdmin)
 	return Config{
 		StateDir: "/var/lib/gatewayd",
+		Desired:  defaultDesired(),
 		Hub: Hub{
 			SystemRoots: true,
 			Transport:   TransportMQTT,

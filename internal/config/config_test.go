@@ -142,6 +142,7 @@ func TestEveryKeyIsHonoured(t *testing.T) {
 		File:     dir + "/full.good.yaml",
 		StateDir: dir + "/state",
 		Hub:      root,
+		Desired:  Desired{Identity: "press-8.filter", Key: "gw", Allow: []string{"log.level", "routes.pack"}},
 		Identities: []Identity{{
 			Name: "press", HostName: "contoso.azure-devices.net", DeviceID: "007", Address: "127.0.0.1:8883",
 			Hub:             own,

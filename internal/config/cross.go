@@ -15,6 +15,7 @@ func (d *decoder) cross(c *Config) {
 	}
 	d.distinct(c)
 	d.trust(c)
+	d.desiredIdentity(c)
 	d.routes(c)
 	d.listeners(c)
 	if q := c.Queue; q.MaxBytes > 0 && q.MaxBytes < 2*q.SegmentBytes {

@@ -48,7 +48,7 @@ func TestExampleShowsEveryKey(t *testing.T) {
 	}
 	asked := map[string]bool{}
 	call := regexp.MustCompile(`\.(?:text|texts|choice|file|boolean|whole|number|rate|size|sizeOrOff|bounded|filters|duration|address|dial|object|list|take)\("([a-z0-9_]+)"`)
-	for _, name := range []string{"sections.go", "admin.go", "local.go", "sources.go", "programs.go", "commands.go", "azure.go"} {
+	for _, name := range []string{"sections.go", "admin.go", "local.go", "sources.go", "programs.go", "commands.go", "azure.go", "desired.go"} {
 		src, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)

@@ -58,10 +58,16 @@ func Parse(name string, data []byte) (*Config, error) {
 	if err != nil {
 		return nil, &Error{Problems: []Problem{{File: name, Reason: err.Error()}}}
 	}
-	d := &decoder{file: name, dir: filepath.Dir(abs), lines: map[string]int{}}
+	d := &decoder{file: name, lines: map[string]int{}}
+	return d.whole(abs, d.document(data))
+}
+
+// whole reads the tree of a file, nil when there is none, into a configuration.
+func (d *decoder) whole(abs string, root *yaml.Node) (*Config, error) {
+	d.dir = filepath.Dir(abs)
 	c := Defaults()
 	c.File = abs
-	if root := d.document(data); root != nil {
+	if root != nil {
 		d.config(root, &c)
 	}
 	if err := d.err(); err != nil {

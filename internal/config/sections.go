@@ -31,6 +31,7 @@ func (d *decoder) config(root *yaml.Node, c *Config) {
 	hub := o.object("hub")
 	hub.hub(&c.Hub)
 	hub.rates(&c.Hub)
+	hub.desired(&c.Desired)
 	hub.finish()
 	o.list("identities", func(n *yaml.Node, path string) {
 		c.Identities = append(c.Identities, d.identity(n, path, c.Hub))

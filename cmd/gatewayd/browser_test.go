@@ -196,6 +196,7 @@ func TestStatusPageInABrowser(t *testing.T) {
 	b.sees("the refused certificate", `document.querySelector("#verdict.bad")?.innerText.includes("new certificate missed") && document.querySelector("#next").innerText.includes("missed")`)
 	b.sees("that it is connected all the same", `document.querySelector("#t-state").textContent === "connected"`)
 	b.sees("the refusal in its history", `document.querySelector("#events").innerText.includes("candidate missed")`)
+	b.sees("the way to the hub", `document.querySelector("#way").innerText.includes("127.0.0.1") && document.querySelector("#way").innerText.includes("sent")`)
 	b.accessible("an identity's page")
 	b.as("light", 1280)
 	b.open(base + "/")

@@ -59,7 +59,7 @@ function showCertificate(c) {
   } else {
     next.append(el("p", {}, el("strong", { class: "warn-text" }, state), reason ? ": " + reason : ""));
     if (c.candidate_hint) next.append(el("p", {}, c.candidate_hint));
-    if (c.misses) next.append(el("p", {}, `Failed ${num(c.misses)} times` + (c.next_retry ? `, tried again at ${day(c.next_retry)}` : "") + "."));
+    if (c.misses) next.append(el("p", {}, (c.misses === 1 ? "Failed once" : `Failed ${num(c.misses)} times`) + (c.next_retry ? `, tried again at ${day(c.next_retry)}` : "") + "."));
     const list = el("dl", { class: "facts-list" });
     if (c.candidate) { facts(list, summary(c.candidate)); next.append(list); }
   }
@@ -70,6 +70,13 @@ function showRotation(r, total) {
   if (!r) return facts($("rotation"), [["Rotations", "none since the start"]]);
   facts($("rotation"), [["At", day(r.at)], ["Gap", r.gap_ms + " ms without an acknowledged message"], ["Pause", r.pause_ms + " ms without sending"],
     ["Sent again", num(r.resent)], ["From", r.from], ["To", r.to], ["In all", num(total) + " since the start"]]);
+}
+
+function showWay(id) {
+  const w = id.wire || {}, month = (m) => (m ? bytes(m.sent) + " sent, " + bytes(m.received) + " received" : "");
+  facts($("way"), [["Address", id.remote], ["Transport", id.transport], ["Keep-alive", id.keepalive_seconds ? id.keepalive_seconds + " s" : ""],
+    ["In flight", num(id.in_flight) + (id.window ? " of at most " + num(id.window) : "") + (id.throttled ? ", slowed down by the hub" : "")],
+    ["Last answer", day(id.last_acknowledged)], ["Sent again", num(id.resent)], ["Data in " + (w.month || "this month"), month(w.this_month)], ["The month before", month(w.last_month)]]);
 }
 
 function counts(body, all) {
@@ -117,6 +124,7 @@ function show(d) {
   $("tiles").hidden = false;
   flow.show(minutes(d.chart, q.appended, id.delivered));
   showCertificate(id.certificate);
+  showWay(id);
   showRotation(id.last_rotation, id.rotations);
   counts($("connects"), id.connects);
   counts($("dropped"), q.dropped);

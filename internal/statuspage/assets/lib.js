@@ -84,8 +84,9 @@ export const sum = (list) => list.reduce((a, b) => a + b, 0);
 function paths(m, width, height, top) {
   const x = (i) => ((i * width) / (MINUTES - 1)).toFixed(1);
   const y = (v) => (height - 1 - ((height - 3) * v) / top).toFixed(1);
-  const first = Math.max(0, m.in.findIndex((v) => v !== null));
-  const line = (list) => list.map((v, i) => (i < first ? "" : (i === first ? "M" : "L") + x(i) + " " + y(v))).join("");
+  // One point alone would not be seen: it is drawn as a short line.
+  const first = Math.min(MINUTES - 2, Math.max(0, m.in.findIndex((v) => v !== null)));
+  const line = (list) => list.map((v, i) => (i < first ? "" : (i === first ? "M" : "L") + x(i) + " " + y(v ?? list[i + 1]))).join("");
   return { in: line(m.in), out: line(m.out) + "L" + width + " " + height + "L" + x(first) + " " + height + "Z" };
 }
 const set = (node, key, value) => { if (node.getAttribute(key) !== value) node.setAttribute(key, value); };
@@ -174,10 +175,11 @@ export class Rates {
 }
 
 // What says most comes first; thumbprints beside the fingerprint are on the identity's page.
-const first = ["err", "reason", "gap", "hint", "state"];
+const first = ["error", "err", "reason", "gap", "hint", "state"];
 const fields = (e) => e.fields.filter((f) => f.k !== "sha1" && f.k !== "sha256" && f.v !== "")
   .sort((a, b) => (first.indexOf(b.k) >= 0) - (first.indexOf(a.k) >= 0));
 export function brief(text) {
+  if (/\S \S/.test(text)) return document.createTextNode(text); // prose
   const code = el("code", {}, /^[0-9a-fA-F]{32,}$/.test(text) ? text.slice(0, 12) + "…" : text.replace(/^(\d+\.\d)\d+(µs|ms|s)$/, "$1$2"));
   if (code.textContent !== text) code.title = text;
   return code;

@@ -227,8 +227,9 @@ function showOthers(o) {
 let visible = false, asked = 0, asking = false;
 new IntersectionObserver((seen) => { visible = seen.at(-1).isIntersecting; sensorsSoon(); }).observe($("p-sensors"));
 async function sensorsSoon(at_once) {
+  if (asking && !at_once) return;
   put($("n-sensors"), num(head.sensor_count || 0));
-  if (!at_once && (!visible || asking || document.hidden || performance.now() - asked < 3900)) return;
+  if (!at_once && asked && (!visible || document.hidden || performance.now() - asked < 3900)) return;
   asking = true;
   asked = performance.now();
   try {

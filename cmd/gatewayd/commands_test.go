@@ -213,7 +213,7 @@ func TestCommandsOverHTTPThroughAKillAndARotation(t *testing.T) {
 	}
 	p.kill()
 	<-ended
-	s.run()
+	p = s.run()
 	if status, body := s.ask("GET", "/v1/twin/press-7", ""); status != 200 || !strings.Contains(body, `"a":1`) || !strings.Contains(body, `"unsent":1`) {
 		t.Errorf("GET: %d %s", status, body)
 	}
@@ -228,4 +228,17 @@ func TestCommandsOverHTTPThroughAKillAndARotation(t *testing.T) {
 	check(t, s.hub.SendC2D(t.Context(), "press-7", hubtest.C2D{MessageID: "m-4", Body: []byte("m-4")}))
 	seen("[m-4]")
 	methods()
+	// One that nobody takes in its time goes. Sequence 4 is the note about the first one, 5 is m-4.
+	eventually(t, 15*time.Second, "the clock is trusted", func() bool { r, err := s.status(); return err == nil && r.Clock == "trusted" })
+	check(t, s.hub.SendC2D(t.Context(), "press-7", hubtest.C2D{MessageID: "m-5", Body: []byte("soon over"), TTL: 2 * time.Second}))
+	after := func(want string) {
+		t.Helper()
+		eventually(t, 10*time.Second, "waits "+want, func() bool {
+			_, body := s.ask("GET", "/v1/c2d/press-7?wait=0s&after=5", "")
+			return strings.Contains(body, `"id"`) == (want != "") && strings.Contains(body, want)
+		})
+	}
+	after("m-5")
+	after("")
+	eventually(t, 5*time.Second, "the log tells", func() bool { return strings.Contains(p.log.String(), "expired before a local client") })
 }

@@ -36,7 +36,8 @@ type ClockOptions struct {
 // last shutdown; until the time is known, they must store readings, and dial with a time at which the hub's certificate
 // is valid.
 //
-// The wall clock is trusted when one of these holds, asked in this order every 10 s:
+// The wall clock is trusted when one of these holds, asked in this order every 10 s and when there is evidence that it
+// waited for:
 //
 //  1. systemd-timesyncd has synchronised since boot (/run/systemd/timesync/synchronized exists) or chronyd says that it is
 //     synchronised (tracking request to its command port, UDP 127.0.0.1:323). This trust lasts, through outages of the time
@@ -57,6 +58,8 @@ type Clock struct {
 	daemons func() (synced, present bool)
 
 	fixed bool // WallClock: trusted whatever happens
+
+	evidence chan struct{} // one slot: look now
 
 	mu       sync.Mutex
 	floor    time.Time
@@ -87,7 +90,7 @@ func OpenClock(o ClockOptions) *Clock {
 	if o.Log == nil {
 		o.Log = zap.NewNop()
 	}
-	c := &Clock{o: o, log: o.Log, disk: osDisk(), wall: time.Now, floor: o.Build}
+	c := &Clock{o: o, log: o.Log, disk: osDisk(), wall: time.Now, floor: o.Build, evidence: make(chan struct{}, 1)}
 	c.daemons = func() (bool, bool) { return timeDaemons("/run/systemd/timesync", "127.0.0.1:323") }
 	c.lastWall, c.lastMono = c.wall().Round(0), time.Now()
 	if o.StateDir != "" {
@@ -142,6 +145,12 @@ func (c *Clock) Observed(server *x509.Certificate) {
 	if c.hubSince.IsZero() {
 		c.hubSince = time.Now()
 	}
+	if c.source == "" {
+		select {
+		case c.evidence <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // Status returns a copy.
@@ -183,6 +192,7 @@ func (c *Clock) Run(ctx context.Context) error {
 			c.save(time.Now(), true)
 			return nil
 		case <-t.C:
+		case <-c.evidence:
 		}
 	}
 }

@@ -112,6 +112,29 @@ func TestTrustInTheClock(t *testing.T) {
 	})
 }
 
+// What waits for a time that can be believed, such as the end of a command's life, does
+// not wait for the next look at the clock.
+func TestEvidenceIsLookedAtAtOnce(t *testing.T) {
+	base := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
+	synctest.Test(t, func(t *testing.T) {
+		ca, err := certtest.NewCA("hub")
+		must(t, err)
+		server, err := ca.Issue(certtest.Leaf{CN: "hub", NotBefore: base.AddDate(0, -6, 0), NotAfter: base.AddDate(0, 6, 0)})
+		must(t, err)
+		p := newTimepiece(t, t.TempDir(), base.AddDate(0, -1, 0), base)
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); _ = p.c.Run(ctx) }() // it returns nil
+		time.Sleep(time.Second)
+		p.want(t, "without evidence", base.Add(time.Second), false)
+		p.c.Observed(server.Leaf)
+		synctest.Wait()
+		p.want(t, "with it", base.Add(time.Second), true)
+		stop()
+		<-done
+	})
+}
+
 func TestUnsynchronisedDaemonDelaysTheHubsEvidence(t *testing.T) {
 	base := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
 	synctest.Test(t, func(t *testing.T) {

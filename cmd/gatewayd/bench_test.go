@@ -1,6 +1,8 @@
 package main
 
 import (
+	"crypto/rand"
+	"crypto/rsa"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -92,31 +94,75 @@ func BenchmarkOneSensor(b *testing.B) {
 	}
 }
 
-// BenchmarkIdleIdentities is what 500 connected identities with nothing to send cost.
+// BenchmarkIdleIdentities is what 500 connected identities with nothing to send cost,
+// without and with C2D, methods and twin, and how long after the start of the process
+// the last of them has subscribed, at the default connect_rate. The hub is in this
+// process, the gateway in another; what one identity costs is subtracted.
 func BenchmarkIdleIdentities(b *testing.B) {
-	for b.Loop() {
-		one := idleRSS(b, 1)
-		many := idleRSS(b, 501)
-		b.ReportMetric(float64(many-one)/500/1024, "KiB-RSS/identity")
-		b.ReportMetric(float64(many)/(1<<20), "MiB-RSS")
+	ecdsa := func(s *plant, name string) { s.issue(name, certtest.Leaf{CN: name}) }
+	rsa2048 := must(rsa.GenerateKey(rand.Reader, 2048))(b)
+	for _, of := range []struct {
+		name, commands string
+		issue          func(s *plant, name string)
+	}{
+		{"commands=off", "{c2d: false, methods: false, twin: false}", ecdsa},
+		{"commands=on", "{c2d: true, methods: true, twin: true}", ecdsa},
+		{"commands=on,RSA-2048", "{c2d: true, methods: true, twin: true}", func(s *plant, name string) {
+			s.issue(name, certtest.Leaf{CN: name, Key: rsa2048}) // one key for all: making them takes longer than measuring
+		}},
+	} {
+		b.Run(of.name, func(b *testing.B) {
+			for b.Loop() {
+				one := idle(b, 1, of.commands, of.issue)
+				many := idle(b, 501, of.commands, of.issue)
+				b.ReportMetric(float64(many.rss-one.rss)/500/1024, "KiB-RSS/identity")
+				b.ReportMetric(float64(many.rss)/(1<<20), "MiB-RSS")
+				b.ReportMetric(many.ready.Seconds(), "s-to-subscribe")
+				b.ReportMetric(100*many.cpu, "%-cpu")
+			}
+		})
 	}
 }
 
-func idleRSS(b *testing.B, identities int) int64 {
+// rest is a gateway that has nothing to do.
+type rest struct {
+	ready time.Duration // until all were subscribed
+	rss   int64         // bytes, half a minute later
+	cpu   float64       // of one processor, in the 20 s after that
+}
+
+func idle(b *testing.B, identities int, commands string, issue func(*plant, string)) rest {
 	b.Helper()
 	names := make([]string, identities)
 	for i := range names {
 		names[i] = fmt.Sprintf("d%d", i)
 	}
 	s := newPlant(b, hubtest.Options{Ledger: hubtest.CountOnly}, names...)
-	s.writeConfig("hub: {trust: [hub-ca.pem], system_roots: false, connect_rate: 500}\n")
+	for _, name := range names {
+		issue(s, name)
+	}
+	s.writeConfig("hub: {trust: [hub-ca.pem], system_roots: false}\n")
+	config := string(must(os.ReadFile(s.path("config.yaml")))(b))
+	s.write("config.yaml", strings.ReplaceAll(config, "    certificate: {", "    commands: "+commands+"\n    certificate: {"))
+	start := time.Now()
 	p := s.run()
-	// The hub is asked, not /status: reports for many identities are no idling.
-	eventually(b, time.Minute, "all identities connect", func() bool { return s.hub.Live() == identities })
+	// The hub is asked, not /status: reports for many identities are no idling. A twin
+	// on disk was asked for after the hub had answered the subscriptions.
+	eventually(b, 2*time.Minute, "all identities connect", func() bool { return s.hub.Live() == identities })
+	if strings.Contains(commands, "twin: true") {
+		eventually(b, time.Minute, "all identities have subscribed and their twin", func() bool {
+			got, _ := filepath.Glob(s.path("state/twins/*.desired.json"))
+			return len(got) == identities
+		})
+	}
+	r := rest{ready: time.Since(start)}
 	time.Sleep(30 * time.Second) // the collector has run and burst buffers are gone
-	rss := p.usage(b).rss
+	before := p.usage(b)
+	time.Sleep(20 * time.Second)
+	after := p.usage(b)
 	p.kill()
-	return rss
+	r.rss, r.cpu = after.rss, (after.cpu-before.cpu).Seconds()/20
+	return r
 }
 
 // BenchmarkRenewal500 renews the certificates of 500 identities within a second

@@ -26,6 +26,9 @@ import (
 // per identity, the listeners. It is built by newGateway and lives in Run.
 type gateway struct {
 	log     *zap.Logger
+	certLog *zap.Logger
+	hubLog  *zap.Logger
+	memory  *memory
 	level   zap.AtomicLevel
 	started time.Time
 
@@ -85,7 +88,7 @@ const stopBudget = 30 * time.Second
 func newGateway(cfg *config.Config, log *zap.Logger, level zap.AtomicLevel) (*gateway, error) {
 	events := statuspage.NewRecorder()
 	log = log.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core { return zapcore.NewTee(c, events.Core()) }))
-	g := &gateway{log: log, level: level, events: events, started: time.Now(), syncs: newSyncObserver(), notify: notifier{log}, reloading: make(chan struct{}, 1)}
+	g := &gateway{log: log, memory: newMemory(), level: level, events: events, started: time.Now(), syncs: newSyncObserver(), notify: notifier{log}, reloading: make(chan struct{}, 1)}
 	g.desired = openDesired(cfg.StateDir)
 	cfg = g.desired.over(cfg, log)
 	if l, err := zapcore.ParseLevel(cfg.Log.Level); err == nil && g.desired.kept != nil {
@@ -235,7 +238,7 @@ func (g *gateway) Run(ctx context.Context) error {
 	g.keeping.start("queue", g.journal.Run)
 	g.keeping.start("clock", g.clock.Run)
 	g.keeping.start("certificates", g.watcher.Run)
-	g.keeping.start("memory", trimMemory)
+	g.keeping.start("memory", g.memory.Run)
 	g.keeping.start("wire", g.wire.Run)
 	if g.admin != nil {
 		g.keeping.start("admin", g.admin.Run)

@@ -12,7 +12,7 @@ import (
 
 // identity is one device or module with its parts.
 type identity struct {
-	cfg     config.Identity
+	cfg     *config.Identity // of the configuration in use; not changed
 	queue   *queue.Queue
 	store   *certstore.Store
 	roots   *certstore.Roots
@@ -26,11 +26,13 @@ type identity struct {
 const packSuffix = "/packs"
 
 func (g *gateway) openIdentities(a *arrangement) error {
+	// One logger of each kind for all: with many identities even names add up.
+	g.certLog, g.hubLog = g.log.Named("certs"), g.log.Named("hub")
 	g.pacer = hub.NewPacer(hub.Pace{Connects: a.cfg.Hub.ConnectRate, Sends: a.cfg.Hub.SendRate})
-	g.watcher = certstore.NewWatcher(certstore.WatcherOptions{Log: g.log.Named("certs")})
-	g.roots = newRootsCache(g.watcher, g.log.Named("certs"))
+	g.watcher = certstore.NewWatcher(certstore.WatcherOptions{Log: g.certLog})
+	g.roots = newRootsCache(g.watcher, g.certLog)
 	for i := range a.cfg.Identities {
-		id, err := g.openIdentity(a.cfg, a.cfg.Identities[i])
+		id, err := g.openIdentity(a.cfg, &a.cfg.Identities[i])
 		if err != nil {
 			return fmt.Errorf("identities[%d]: %w", i, err)
 		}
@@ -44,7 +46,7 @@ func (a *arrangement) add(id *identity) {
 	a.byName[id.cfg.Name] = id
 }
 
-func (g *gateway) openIdentity(cfg *config.Config, c config.Identity) (*identity, error) {
+func (g *gateway) openIdentity(cfg *config.Config, c *config.Identity) (*identity, error) {
 	id := &identity{cfg: c}
 	var err error
 	if id.queue, err = g.journal.Queue(c.Name, queueLimits(c.Queue)); err != nil {
@@ -64,22 +66,22 @@ func (g *gateway) openIdentity(cfg *config.Config, c config.Identity) (*identity
 		// without an end is a renewer gone wild.
 		TrialBurst: 120,
 		Clock:      g.clock,
-		Log:        g.log.Named("certs"),
+		Log:        g.certLog,
 	})
 	if err != nil {
 		return nil, err
 	}
 	id.roots = g.roots.open(c.Hub)
-	session := sessionConfig(c, g.clock, id.roots.Pool, cfg.Queue.SetAsideAfter)
+	session := sessionConfig(*c, g.clock, id.roots.Pool, cfg.Queue.SetAsideAfter)
 	id.wire = g.wire.of(c.Name)
 	session.Wire = &id.wire.wire
 	session.Packs = func() (*queue.Queue, error) {
 		return g.journal.Queue(c.Name+packSuffix, queue.Limits{Always: true})
 	}
-	if session.Commands, err = addCommands(g.cloud, c); err != nil {
+	if session.Commands, err = addCommands(g.cloud, *c); err != nil {
 		return nil, err
 	}
-	id.session = hub.NewSession(session, id.queue, id.store, g.pacer, g.log.Named("hub"))
+	id.session = hub.NewSession(session, id.queue, id.store, g.pacer, g.hubLog)
 	g.watcher.Add(id.store)
 	return id, nil
 }

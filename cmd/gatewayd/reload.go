@@ -122,7 +122,8 @@ func (g *gateway) rearrange(old, next *arrangement, router *downstream.Router) (
 	}
 	var added, changed, gone []string
 	var errs []error
-	for _, c := range next.cfg.Identities {
+	for i := range next.cfg.Identities {
+		c := &next.cfg.Identities[i]
 		id, how, err := g.keepOrOpen(old.byName[c.Name], next.cfg, c)
 		if err != nil {
 			// Its queue is kept, and the others must not wait for it.
@@ -184,7 +185,7 @@ const (
 
 // keepOrOpen carries an identity over: untouched, with other limits or files
 // under the same connection, or with a new session on the same queue.
-func (g *gateway) keepOrOpen(was *identity, cfg *config.Config, c config.Identity) (*identity, identityChange, error) {
+func (g *gateway) keepOrOpen(was *identity, cfg *config.Config, c *config.Identity) (*identity, identityChange, error) {
 	if was == nil {
 		id, err := g.openIdentity(cfg, c)
 		if err == nil {
@@ -194,15 +195,15 @@ func (g *gateway) keepOrOpen(was *identity, cfg *config.Config, c config.Identit
 	}
 	next := *was
 	next.cfg = c
-	gentle := was.cfg
+	gentle := *was.cfg
 	// The rates belong to the pacer that all identities share.
 	gentle.Hub.ConnectRate, gentle.Hub.SendRate = c.Hub.ConnectRate, c.Hub.SendRate
-	if reflect.DeepEqual(gentle, c) {
+	if reflect.DeepEqual(gentle, *c) {
 		return &next, identityKept, nil
 	}
 	gentle.Queue, gentle.Certificate = c.Queue, c.Certificate
 	gentle.Queue.MaxAge = was.cfg.Queue.MaxAge // commands that wait have it too
-	if !reflect.DeepEqual(gentle, c) {
+	if !reflect.DeepEqual(gentle, *c) {
 		g.stopIdentity(was)
 		id, err := g.openIdentity(cfg, c)
 		if err == nil {

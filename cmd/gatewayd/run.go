@@ -67,7 +67,6 @@ func runGateway(ctx context.Context, cfg *config.Config) error {
 	dieBySignal()
 	atomic := zap.NewAtomicLevelAt(level)
 	log := newLogger(os.Stderr, atomic, cfg.Log.Format)
-	tuneMemory()
 	if bound := boundMemory("/"); bound > 0 {
 		log.Info("memory is bounded by the control group", zap.Int64("bytes", bound))
 	}

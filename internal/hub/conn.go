@@ -32,7 +32,7 @@ const (
 
 // settings are what a connection needs to know besides its credential.
 type settings struct {
-	id           Identity
+	id           *Identity
 	product      string
 	keepAlive    time.Duration // told to the hub
 	keep         *keeper       // what is kept, when it changes; nil: keepAlive
@@ -132,7 +132,7 @@ func (c *conn) open() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.set.commands != nil {
-		c.filters = c.set.commands.Filters(c.set.id)
+		c.filters = c.set.commands.Filters(*c.set.id)
 	}
 	if len(c.filters) > 0 {
 		c.subID = c.controlIDLocked()

@@ -35,7 +35,7 @@ type script struct {
 func newScript(t testing.TB, change func(*settings)) *script {
 	near, far := hubtest.Pipe()
 	s := &script{t: t, far: far, in: packet.NewReader(far, 1<<20)}
-	set := settings{id: Identity{HostName: "h", DeviceID: "d"}, keepAlive: time.Minute, window: 8, writeTimeout: time.Minute,
+	set := settings{id: &Identity{HostName: "h", DeviceID: "d"}, keepAlive: time.Minute, window: 8, writeTimeout: time.Minute,
 		delivered: &s.delivered, unknownAcks: &s.unknown, acked: func(seq uint64) int {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -116,7 +116,7 @@ func (s *script) seen() []uint64 {
 
 func TestConnectIsWhatTheHubExpects(t *testing.T) {
 	s := newScript(t, func(set *settings) {
-		set.id = Identity{HostName: "contoso.azure-devices.net", DeviceID: "press-7", ModuleID: "filter"}
+		set.id = &Identity{HostName: "contoso.azure-devices.net", DeviceID: "press-7", ModuleID: "filter"}
 		set.product = "gatewayd/1.0 (linux; armv7)"
 	})
 	p, err := packet.DecodeConnect(s.next(packet.CONNECT))

@@ -123,7 +123,7 @@ func (p *prober) session(ctx context.Context, tr *transport, stay time.Duration)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	var delivered, unknown atomic.Uint64
-	c := newConn(settings{id: p.cfg.Identity, product: p.cfg.Product, keepAlive: p.cfg.KeepAlive, window: 1,
+	c := newConn(settings{id: &p.cfg.Identity, product: p.cfg.Product, keepAlive: p.cfg.KeepAlive, window: 1,
 		writeTimeout: p.cfg.Timing.Write, acked: func(uint64) int { return 1 }, delivered: &delivered, unknownAcks: &unknown}, p.cred, tr)
 	c.start(&wg)
 	defer c.kill(errEnded)

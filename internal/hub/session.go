@@ -60,9 +60,9 @@ type Session struct {
 // shared by all.
 func NewSession(cfg Config, q *queue.Queue, creds Credentials, pacer *Pacer, log *zap.Logger) *Session {
 	s := newSession(cfg, queueOutbox{q}, creds, pacer, log)
-	if cfg.Packs != nil {
+	if open := cfg.Packs; open != nil { // cfg is large, and not to be kept a second time
 		s.openPacks = func() (boundaries, error) {
-			q, err := cfg.Packs()
+			q, err := open()
 			return queueOutbox{q}, err
 		}
 	}
@@ -194,7 +194,7 @@ func (s *Session) connect(cred *certstore.Credential, tr *transport) *conn {
 		keepAlive = MaxKeepAlive
 	}
 	c := newConn(settings{
-		id: s.cfg.Identity, product: s.cfg.Product, keepAlive: keepAlive, keep: s.keep, window: s.cfg.Window,
+		id: &s.cfg.Identity, product: s.cfg.Product, keepAlive: keepAlive, keep: s.keep, window: s.cfg.Window,
 		writeTimeout: s.cfg.Timing.Write, commands: s.cfg.Commands, acked: s.acked,
 		delivered: &s.board.delivered, unknownAcks: &s.board.unknownAcks,
 	}, cred, tr)

@@ -13,9 +13,9 @@ import (
 // and what stays is packed instead of scattered over what was garbage. With more than
 // busyBytes of garbage a second it would cost too much.
 const (
-	restPercent = 15
+	restPercent = 10
 	busyPercent = 50
-	busyBytes   = 2 << 20
+	busyBytes   = 1 << 20
 )
 
 // paceEvery is how often the above is decided, and memory looked for that a burst,
@@ -69,7 +69,7 @@ func (c *memory) Run(ctx context.Context) error {
 			continue // what is given back now would be taken again
 		}
 		c.set(restPercent)
-		if held := m.HeapSys - m.HeapReleased; held < floor+floor/8+1<<20 || time.Since(last) < trimRest {
+		if held := m.HeapSys - m.HeapReleased; held < floor+floor/16+512<<10 || time.Since(last) < trimRest {
 			continue
 		}
 		debug.FreeOSMemory()

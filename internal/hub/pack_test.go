@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -368,4 +369,36 @@ func TestAReadingTooLargeForAPackTravelsAlone(t *testing.T) {
 		}
 	}
 	r.strict()
+}
+
+// failingLog is a disk that takes no records.
+type failingLog struct{ endless }
+
+func (failingLog) Append(context.Context, queue.Message, func(uint64, error)) error {
+	return queue.ErrDisk
+}
+
+func (f *failingLog) newReader() reader { return f }
+
+// A disk in trouble keeps nobody from draining the queue, and what is sent again on
+// another connection is still the same.
+func TestPacksAreSentAlthoughTheyCannotBeWrittenDown(t *testing.T) {
+	r := newPackRig(t, hubtest.Options{})
+	var seen atomic.Int64
+	r.hub.Judge(func(hubtest.Message) hubtest.Fate {
+		if seen.Add(1)%3 == 0 {
+			return hubtest.KeepAndCut
+		}
+		return hubtest.Keep
+	})
+	const n = 200
+	r.put(readings(0, n)...)
+	r.s = NewSession(r.cfg, r.q, r.store, r.pacer, zap.NewNop())
+	r.s.openPacks = func() (boundaries, error) { return &failingLog{}, nil }
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = r.s.Run(ctx) })
+	r.end = sync.OnceFunc(func() { cancel(); wg.Wait() })
+	r.empty()
+	r.once(n)
 }

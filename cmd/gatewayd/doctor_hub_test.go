@@ -84,8 +84,8 @@ func server(l certtest.Leaf) func(*plant) {
 }
 
 // own443 is port 443 of a loopback address of its own, or "" where it may not be bound.
-func own443() string {
-	address := fmt.Sprintf("127.%d.%d.%d:443", 100+time.Now().Nanosecond()%100, 1+os.Getpid()/250%250, 1+os.Getpid()%250)
+func own443(n int) string {
+	address := fmt.Sprintf("127.%d.%d.%d:443", 100+n, 1+os.Getpid()/250%250, 1+os.Getpid()%250)
 	l, err := net.Listen("tcp", address)
 	if err != nil {
 		return ""
@@ -109,7 +109,11 @@ func networkAilments() []ailment {
 	return []ailment{
 		{name: "name unknown", before: at(func(*plant) string { return "no-such-host.invalid:8883" }), step: "dns", text: "no-such-host.invalid", next: "DNS"},
 		{name: "port closed", before: func(s *plant) { s.hub.StopListening() }, step: "tcp", text: "connection refused"},
-		{name: "8883 blocked and 443 open", opt: hubtest.Options{WebSocket: own443()}, before: only443, step: "tcp", text: "connection refused", next: "transport: auto"},
+		{name: "8883 blocked and another way allowed", opt: hubtest.Options{WebSocket: own443(1)}, before: func(s *plant) {
+			only443(s)
+			s.edit("system_roots: false,", "system_roots: false, transport: auto,")
+		}, text: "8883 is blocked"},
+		{name: "8883 blocked and 443 open", opt: hubtest.Options{WebSocket: own443(2)}, before: only443, step: "tcp", text: "connection refused", next: "transport: auto"},
 		{name: "black hole", before: at(func(s *plant) string { return blackHole(s.t) }), step: "tcp", text: "no answer in time", next: "firewall"},
 		{name: "address of something else", before: at(func(s *plant) string { return speaker(s.t, "SSH-2.0-OpenSSH_9.6\r\n") }), step: stepTLS, text: "does not speak TLS"},
 		{name: "captive portal", before: at(func(s *plant) string { return speaker(s.t, "HTTP/1.1 302 Found\r\nLocation: http://login/\r\n\r\n") }), step: stepTLS, text: "web server", next: "captive portal"},

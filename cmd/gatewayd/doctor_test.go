@@ -24,7 +24,7 @@ type ailment struct {
 	before  func(*plant)           // before a gateway starts
 	running func(*plant, *process) // with a gateway running; nil: none runs
 	args    []string
-	step    string // "" = nothing is wrong
+	step    string // "" = nothing is wrong, and text is in a note
 	text    string // part of what is said
 	next    string // part of what to do
 	code    int    // 0: what follows from step
@@ -104,6 +104,9 @@ func (a ailment) check(t *testing.T) {
 	all, _ := json.MarshalIndent(d, "", " ")
 	switch {
 	case a.step == "" && f == nil:
+		if !strings.Contains(strings.Join(p.Notes, "\n"), a.text) {
+			t.Errorf("want a note with %q; got\n%s", a.text, all)
+		}
 	case a.step == "" || f == nil || f.Step != a.step || !strings.Contains(f.Text, a.text) || !strings.Contains(f.Next, a.next) || f.Next == "":
 		t.Errorf("want %q with %q, next %q; got\n%s", a.step, a.text, a.next, all)
 	}
@@ -111,6 +114,28 @@ func (a ailment) check(t *testing.T) {
 		if now := s.hub.Counters("").Connects; now != accepted {
 			t.Errorf("the doctor connected beside a running gateway")
 		}
+	}
+}
+
+func TestDoctorSaysItInWords(t *testing.T) {
+	t.Parallel()
+	s := newPlant(t, hubtest.Options{}, "fine", "lost")
+	check(t, os.Remove(s.path("lost.key")))
+	code, out := s.exitCode("doctor", "-c", "config.yaml", "--stay", "0s")
+	if code != exitRunning {
+		t.Errorf("exit code %d", code)
+	}
+	for _, want := range []string{"the gateway is not running", "  ok  connack ", "  FAULT  file ", "lost.key does not exist", "  next  ", "faulty identities: 1 of 2"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+	if code, out := s.exitCode("doctor", "-c", "config.yaml", "--stay", "0s", "fine"); code != exitOK || !strings.Contains(out, "nothing is wrong") {
+		t.Errorf("exit code %d:\n%s", code, out)
+	}
+	// A certificate's words must not steer the terminal.
+	if got := visible("a\x1b[2Jb\nc"); strings.ContainsAny(got, "\x1b\n") {
+		t.Errorf("control characters get through: %q", got)
 	}
 }
 

@@ -107,7 +107,15 @@ func compileProgram(text string) (*gojq.Code, error) {
 	if err != nil {
 		return nil, fmt.Errorf("not a jq program: %w", err)
 	}
-	c, err := gojq.Compile(q, gojq.WithVariables(programVariables()))
+	if err := bound(q); err != nil {
+		return nil, fmt.Errorf("not a jq program: %w", err)
+	}
+	prelude, err := gojq.Parse(boundPrelude + ".")
+	if err != nil {
+		return nil, err
+	}
+	q.FuncDefs = append(prelude.FuncDefs, q.FuncDefs...)
+	c, err := gojq.Compile(q, append(boundFunctions(), gojq.WithVariables(programVariables()))...)
 	if err != nil {
 		return nil, fmt.Errorf("not a jq program: %w", err)
 	}

@@ -79,6 +79,7 @@ func TestImageIsEmptyButForTheProgram(t *testing.T) {
 // What the Dockerfile puts together runs with a root file system that cannot be
 // written, without a shell, as its user. No container engine is needed for that.
 func TestImageRunsReadOnly(t *testing.T) {
+	t.Parallel()
 	if os.Getenv(packagesIn) == "" {
 		t.Skip("make shipped runs this test: it needs root")
 	}

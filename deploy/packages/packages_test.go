@@ -31,6 +31,7 @@ const packagesIn = "GATEWAYD_PACKAGES"
 // An upgrade, a downgrade and a removal of the package keep configuration and queue,
 // and what was acknowledged under one version is delivered by the other.
 func TestQueueOutlivesThePackage(t *testing.T) {
+	t.Parallel()
 	old, now := built(t, "gatewayd_%s_*.deb")
 	r := newRoot(t)
 
@@ -98,6 +99,7 @@ func TestQueueOutlivesThePackage(t *testing.T) {
 // The .rpm goes the same way with its own words: it never overwrites the
 // configuration, and leaves it and the queue behind.
 func TestQueueOutlivesTheRPM(t *testing.T) {
+	t.Parallel()
 	old, now := built(t, "gatewayd-%s-1.*.rpm")
 	if _, err := exec.LookPath("rpm"); err != nil {
 		t.Skip("there is no rpm")

@@ -16,6 +16,7 @@ import (
 // The unit in a real systemd, installed by the package: READY, hardening, reload,
 // watchdog, upgrade, stop, removal.
 func TestUnitUnderSystemd(t *testing.T) {
+	t.Parallel()
 	old, now := built(t, "gatewayd_%s_*.deb")
 	m := newMachine(t)
 	t.Log(strings.SplitN(m.must("systemctl", "--version"), "\n", 2)[0])

@@ -9,13 +9,13 @@ import (
 )
 
 // The collector runs when the heap has grown by so many per cent. At rest and at
-// the start, where garbage is little, it runs early: that costs 1 % of CPU at most,
+// the start, where garbage is little, it runs early: that costs a few % of CPU at most,
 // and what stays is packed instead of scattered over what was garbage. With more than
 // busyBytes of garbage a second it would cost too much.
 const (
 	restPercent = 10
 	busyPercent = 50
-	busyBytes   = 1 << 20
+	busyBytes   = 4 << 20
 )
 
 // paceEvery is how often the above is decided, and memory looked for that a burst,

@@ -266,3 +266,49 @@ func TestAddressesOfBothTransports(t *testing.T) {
 		}
 	}
 }
+
+// sluggish is a connection whose writes take a while.
+type sluggish struct {
+	net.Conn
+	takes *atomic.Int64
+}
+
+func (s sluggish) Write(p []byte) (int, error) {
+	time.Sleep(time.Duration(s.takes.Load()))
+	return s.Conn.Write(p)
+}
+
+// TestPingOfTheHubWaitsForASlowWrite pings while a write takes longer than the five
+// seconds after which the library gives up.
+func TestPingOfTheHubWaitsForASlowWrite(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, p := newWaysRig(t, hubtest.Options{})
+		p.mqtt.Store(portRefused)
+		var takes atomic.Int64
+		dial := r.cfg.DialContext
+		r.cfg.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+			c, err := dial(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			return sluggish{c, &takes}, nil
+		}
+		r.start()
+		r.connected()
+		takes.Store(int64(20 * time.Second))
+		r.box.text("over a slow link")
+		time.Sleep(time.Second)
+		begin := time.Now()
+		if n := r.hub.PingWebSockets("dev-1", time.Minute); n != 1 {
+			t.Errorf("%d answers", n)
+		}
+		if took := time.Since(begin); took < 15*time.Second {
+			t.Errorf("answered after %v: no write was under way", took)
+		}
+		r.drained()
+		if n := len(r.hub.ConnectionsOf("dev-1")); n != 1 {
+			t.Errorf("%d connections", n)
+		}
+		r.stop()
+	})
+}

@@ -54,15 +54,23 @@ func upgrade(ctx context.Context, nc *tls.Conn, tr *transport, cfg *Config) (*st
 }
 
 // wire is the TLS connection below a WebSocket. The library writes a message in
-// pieces of 4 KiB; they are gathered into one write.
+// pieces of 4 KiB; they are gathered into one write. It answers pings from the reader's
+// goroutine and gives the connection up when that takes 5 s, as it may behind a large
+// write on a slow link: so they wait apart, for whoever writes.
 type wire struct {
 	*tls.Conn
 	head *bytes.Reader // read beyond the answer's head; nil: nothing
 
-	mu      sync.Mutex // guards what follows, and writes
-	holding bool
-	held    []byte
+	writing sync.Mutex // held during writes, by the session's goroutine for as long as they take
+
+	mu      sync.Mutex // guards what follows
+	holding bool       // a message is being gathered
+	message []byte
+	pongs   []byte // and other control frames
 }
+
+// maxPongs bounds answers to pings that wait.
+const maxPongs = 4 << 10
 
 // RoundTrip sends the one request that there is.
 func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -94,14 +102,43 @@ func (w *wire) Read(p []byte) (int, error) {
 	return w.Conn.Read(p)
 }
 
+// Write takes a piece of a message that is being gathered, or a whole control frame.
 func (w *wire) Write(p []byte) (int, error) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	if w.holding {
-		w.held = append(w.held, p...)
+		w.message = append(w.message, p...)
+		w.mu.Unlock()
 		return len(p), nil
 	}
-	return w.Conn.Write(p)
+	if len(w.pongs) < maxPongs { // whoever pings faster than that has had an answer
+		w.pongs = append(w.pongs, p...)
+	}
+	w.mu.Unlock()
+	return len(p), w.sendPongs()
+}
+
+// sendPongs does nothing while another goroutine writes, which will do it.
+func (w *wire) sendPongs() error {
+	for {
+		w.mu.Lock()
+		none := len(w.pongs) == 0
+		w.mu.Unlock()
+		if none || !w.writing.TryLock() {
+			return nil
+		}
+		w.mu.Lock()
+		data := w.pongs
+		w.pongs = nil
+		w.mu.Unlock()
+		var err error
+		if len(data) > 0 {
+			_, err = w.Conn.Write(data)
+		}
+		w.writing.Unlock()
+		if err != nil {
+			return err
+		}
+	}
 }
 
 func (w *wire) hold() {
@@ -110,14 +147,19 @@ func (w *wire) hold() {
 	w.holding = true
 }
 
+// letGo writes the message that was gathered.
 func (w *wire) letGo() error {
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.holding = false
-	data := w.held
-	w.held = nil
+	data := w.message
+	w.holding, w.message = false, nil
+	w.mu.Unlock()
+	w.writing.Lock()
 	_, err := w.Conn.Write(data)
-	return err
+	w.writing.Unlock()
+	if err != nil {
+		return err
+	}
+	return w.sendPongs()
 }
 
 // stream is MQTT over WebSocket as a connection: what is written at once is one

@@ -78,9 +78,12 @@ type conn struct {
 	silence  atomic.Int64 // before the oldest write without an answer, or the latest write
 	firstAck atomic.Int64 // of telemetry; 0: none yet
 	lastAck  atomic.Int64
-	ackDelay atomic.Int64  // of the message that was timed last; taken by the session; 0: none
-	rounds   atomic.Uint64 // answers of the hub to anything sent after CONNECT
-	hurry    atomic.Int64  // no write may take longer than this; 0: the usual
+	ackDelay atomic.Int64 // of the message that was timed last; taken by the session; 0: none
+	// unsettled are acknowledged and not yet told to the queue: a reader that began now
+	// would give them again.
+	unsettled atomic.Int64
+	rounds    atomic.Uint64 // answers of the hub to anything sent after CONNECT
+	hurry     atomic.Int64  // no write may take longer than this; 0: the usual
 
 	mu       sync.Mutex
 	ended    bool
@@ -193,6 +196,9 @@ func (c *conn) inFlight() int {
 	defer c.mu.Unlock()
 	return c.win.n
 }
+
+// drained says that the queue knows of everything that was published.
+func (c *conn) drained() bool { return c.inFlight() == 0 && c.unsettled.Load() == 0 }
 
 // publish encodes one message into the batch. There must be room in the window,
 // and topic must be sendable.

@@ -100,7 +100,7 @@ func (s *Session) stepCut(ctx context.Context) {
 	case cutNone:
 		s.beginCut(ctx, now)
 	case cutDraining:
-		if s.live.c.inFlight() > 0 && now.Before(s.cut.deadline) {
+		if !s.live.c.drained() && now.Before(s.cut.deadline) {
 			s.alarm.at(s.cut.deadline)
 			return
 		}

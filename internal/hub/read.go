@@ -94,6 +94,7 @@ func (c *conn) puback(f packet.Frame, commits []uint64) ([]uint64, error) {
 		}
 	} else if commits, known = c.win.ack(p.ID, commits); len(commits) > before {
 		c.headAt = time.Now()
+		c.unsettled.Add(int64(len(commits) - before))
 		if c.win.head >= c.sample && c.sample > 0 {
 			c.ackDelay.Store(max(c.now()-c.sampleAt, 1))
 			c.sample = 0
@@ -118,6 +119,7 @@ func (c *conn) settle(commits []uint64) []uint64 {
 	for _, seq := range commits {
 		readings += c.set.acked(seq)
 	}
+	c.unsettled.Add(-int64(len(commits)))
 	now := c.now()
 	c.firstAck.CompareAndSwap(0, now)
 	c.lastAck.Store(now)

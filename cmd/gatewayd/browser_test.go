@@ -166,7 +166,7 @@ func TestStatusPageInABrowser(t *testing.T) {
 	t.Parallel()
 	b := newBrowser(t)
 	s := newPlant(t, hubtest.Options{MaxInbound: -1}, "press-7", "oven-2")
-	s.runAdmin()
+	p := s.runAdmin()
 	f := s.fleet(6, 10, 64, 20*time.Millisecond)
 	base := "http://" + s.admin
 
@@ -223,7 +223,24 @@ func TestStatusPageInABrowser(t *testing.T) {
 	b.sees("only what the filter wants", `[...document.querySelectorAll("#identities tr")].filter(r => !r.hidden).length === 1`)
 
 	f.end()
+
+	// An identity goes, and with a page open the gateway stops as quickly as ever.
+	s.names = []string{"press-7"}
+	s.hub.RemoveDevice("oven-2")
+	if code := s.post("sensors/oven-2/left", "behind", ""); code != 202 {
+		t.Fatalf("a reading for a device that is gone: %d", code)
+	}
+	s.writeConfig("")
+	if code, out := s.exitCode("reload", "-c", "config.yaml"); code != exitOK {
+		t.Fatalf("reload exits with %d: %s", code, out)
+	}
+	b.sees("that the identity is gone and its messages are not", `document.querySelectorAll("#identities tr").length === 1 && document.querySelector("#unconfigured").innerText.includes("oven-2")`)
 	b.ended(s.admin)
+	began := time.Now()
+	if code := p.stop(); code != exitOK || time.Since(began) > 8*time.Second {
+		t.Errorf("exit code %d after %v", code, time.Since(began))
+	}
+	b.sees("that the gateway is away", `document.querySelector("#pulse.lost")?.innerText.includes("no connection")`)
 }
 
 // ended says what the browser noted. It never asked another host.

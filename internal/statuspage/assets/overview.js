@@ -19,6 +19,9 @@ function showHead() {
   put($("uptime"), "up " + span(ago(head.started)));
   $("clock").hidden = head.clock === "trusted";
   put($("clock"), "clock not trusted");
+  const left = head.unconfigured || [];
+  $("unconfigured").hidden = left.length === 0;
+  put($("unconfigured"), "Not configured any more, their messages are kept until gatewayd queue drop: " + left.join(", "));
   document.title = (head.first_fault ? "⚠ " : "") + head.machine + " · gatewayd";
 }
 

@@ -31,6 +31,7 @@ type Journal struct {
 	lockFile io.Closer
 	files    *fileCache
 	cache    *frameCache
+	heads    headCache
 
 	wake  chan struct{} // the writer looks again
 	chore chan struct{} // the housekeeper looks again

@@ -18,6 +18,7 @@ func (j *Journal) rest() {
 	}
 	j.cache.trim()
 	j.lastList.Store(nil)
+	j.heads.forget()
 	if w.idle > restAfter {
 		return // done the first time
 	}

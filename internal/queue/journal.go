@@ -128,9 +128,15 @@ type arena struct {
 	props []Property
 }
 
+// oversized: a stall of the disk made a buffer grow far beyond what is used of it now.
+func oversized(used, size, always int) bool { return size > always && used < size/8 }
+
 func (a *arena) reset() {
-	if cap(a.bytes) > 4<<20 {
+	if oversized(len(a.bytes), cap(a.bytes), 1<<20) {
 		a.bytes = nil
+	}
+	if oversized(len(a.props), cap(a.props), 4<<10) {
+		a.props = nil
 	}
 	a.bytes = a.bytes[:0]
 	clear(a.props)

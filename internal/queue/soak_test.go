@@ -75,7 +75,7 @@ func TestSoakStaysFlat(t *testing.T) {
 		runtime.GC()
 		runtime.ReadMemStats(&m)
 		mu.Lock()
-		s := sample{j.Stats().DiskBytes, int64(m.HeapInuse), 0}
+		s := sample{j.Stats().DiskBytes, int64(m.HeapAlloc), 0}
 		if len(syncs) > 0 {
 			slices.Sort(syncs)
 			s.sync = syncs[len(syncs)/2]

@@ -136,7 +136,7 @@ func (j *Journal) giveBack(a *arena) {
 	p := &j.pend
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if cap(p.spare) > 16<<10 {
+	if oversized(len(p.spare), cap(p.spare), 2<<10) {
 		p.spare = nil
 	}
 	clear(p.spare)

@@ -110,6 +110,10 @@ func (g *gateway) controlStatus(context.Context, controlRequest) (string, error)
 
 // dropQueue forgets what waits in both directions.
 func dropQueue(j *queue.Journal, name string) (string, error) {
+	// What was written down of packs goes first: their members' numbers begin anew.
+	if err := j.Drop(name + packSuffix); err != nil && !errors.Is(err, queue.ErrNotFound) {
+		return "", err
+	}
 	if err := j.Drop(name); err != nil {
 		return "", err
 	}

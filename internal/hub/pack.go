@@ -28,6 +28,7 @@ const (
 type pack struct {
 	id    string // $.mid; "" until the first member is seen again
 	class uint8
+	made  uint64   // of a record that was read: its first member, whose id begins the pack's; 0 = not known
 	seqs  []uint64 // the members that it was made of, ascending
 
 	// As far as its members were read on this connection:

@@ -402,3 +402,22 @@ func TestPacksAreSentAlthoughTheyCannotBeWrittenDown(t *testing.T) {
 	r.empty()
 	r.once(n)
 }
+
+// A queue that was dropped leaves numbers behind that are given out again.
+func TestRecordsOfADroppedQueueCountForNothing(t *testing.T) {
+	r := newPackRig(t, hubtest.Options{})
+	packs := must(r.cfg.Packs())
+	old := &pack{seqs: []uint64{1, 2, 3}, id: "0123456789abcdef-1-1.3"}
+	if _, err := packs.AppendWait(t.Context(), queue.Message{Payload: appendRecord(nil, old)}); err != nil {
+		t.Fatal(err)
+	}
+	r.put(readings(0, 10)...)
+	r.begin()
+	r.empty()
+	r.once(10)
+	for _, m := range r.hub.Messages() {
+		if m.ID == old.id {
+			t.Error("new readings came under the id of a pack that was sent long ago")
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -91,6 +92,9 @@ func (ps *packs) load(log boundaries) error {
 			continue
 		}
 		p.record, p.recorded = m.Seq, true
+		if p.id != "" {
+			p.made = p.seqs[0]
+		}
 		all = append(all, p)
 		for _, seq := range p.seqs {
 			ps.of[seq] = p
@@ -104,6 +108,7 @@ func (ps *packs) load(log boundaries) error {
 		}
 		ps.again = append(ps.again, p)
 	}
+	ps.sort()
 	return nil
 }
 
@@ -186,6 +191,11 @@ func (s *Session) packed(m *queue.Message) bool {
 	ps := s.packs
 	ps.finishAgain(m.Priority, m.Seq)
 	p := ps.of[m.Seq]
+	if p != nil && m.Seq == p.made && !strings.HasPrefix(p.id, m.ID+".") {
+		// The record is of a queue of this name that was dropped.
+		ps.discard(p)
+		p = nil
+	}
 	if p == nil && (m.Pack.MaxBytes == 0 || slices.ContainsFunc(m.Properties, func(q queue.Property) bool { return bag.IsSystem(q.Key) })) {
 		return false // what a device says to the hub itself is not for a pack
 	}
@@ -239,14 +249,22 @@ func (s *Session) unfit(m *queue.Message) string {
 func (ps *packs) close(p *pack) {
 	ps.notAgain(p)
 	if p.got == 0 {
-		ps.drop(p)
-		if ps.log != nil && p.record != 0 {
-			ps.log.Ack(p.record)
-		}
+		ps.discard(p)
 		return
 	}
 	ps.closed = append(ps.closed, p)
 	ps.bytes += len(p.body)
+}
+
+// discard forgets a pack and its record.
+func (ps *packs) discard(p *pack) {
+	ps.drop(p)
+	ps.mu.Lock()
+	record := p.record
+	ps.mu.Unlock()
+	if ps.log != nil && record != 0 {
+		ps.log.Ack(record)
+	}
 }
 
 // finishAgain closes packs of a priority whose last member would have come by now.
@@ -470,10 +488,7 @@ func (s *Session) condemn(unit uint64, reason string) {
 		s.setAside(unit, reason)
 	case len(p.seqs) == 1:
 		s.setAside(unit, reason)
-		s.packs.drop(p)
-		if s.packs.log != nil && p.record != 0 {
-			s.packs.log.Ack(p.record)
-		}
+		s.packs.discard(p)
 	default:
 		s.takeApart(p)
 		s.log().Warn("pack taken apart to find the message in it", zap.String("id", p.id), zap.Int("messages", len(p.seqs)), zap.String("reason", reason))

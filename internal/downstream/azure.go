@@ -171,12 +171,19 @@ type azureName struct {
 // parseAzureName reads {host}/{device}[/{module}]/?api-version=...; older SDKs leave
 // out the question mark. ok is false for a user name of another kind.
 func parseAzureName(s string) (n azureName, ok bool) {
-	parts := strings.Split(s, "/")
-	if len(parts) != 3 && len(parts) != 4 {
+	// The query may hold slashes that an SDK did not escape.
+	at := strings.LastIndex(s, "/?")
+	if at < 0 {
+		at = strings.LastIndex(s[:max(0, strings.Index(s, "api-version="))], "/")
+	}
+	if at < 0 {
 		return n, false
 	}
-	query := parts[len(parts)-1]
-	for pair := range strings.SplitSeq(strings.TrimPrefix(query, "?"), "&") {
+	parts := strings.Split(s[:at], "/")
+	if len(parts) != 2 && len(parts) != 3 {
+		return n, false
+	}
+	for pair := range strings.SplitSeq(strings.TrimPrefix(s[at+1:], "?"), "&") {
 		switch key, value, _ := strings.Cut(pair, "="); {
 		case key == "api-version" && n.apiVersion == "":
 			n.apiVersion = clip(value)
@@ -185,7 +192,7 @@ func parseAzureName(s string) (n azureName, ok bool) {
 		}
 	}
 	n.host, n.device, n.id = parts[0], parts[1], parts[1]
-	if len(parts) == 4 {
+	if len(parts) == 3 {
 		n.module = parts[2]
 		n.id += "/" + n.module
 	}

@@ -148,6 +148,29 @@ func TestOnlyTokensForTheIdentityLetIn(t *testing.T) {
 	}
 }
 
+func TestUserNamesOfSDKs(t *testing.T) {
+	for name, want := range map[string]string{
+		"h/d/?api-version=2021-04-12":                                     "h d  2021-04-12 ",
+		"h/d/m/?api-version=2020-09-30&DeviceClientType=py%2F2":           "h d m 2020-09-30 py/2",
+		"h/d/api-version=2016-11-14&DeviceClientType=x":                   "h d  2016-11-14 x",
+		"h/d/?inst=1&api-version=1&DeviceClientType=a/b (x; y)&model-id=": "h d  1 a/b (x; y)",
+		"h/d?/?api-version=1":                                             "h d?  1 ",
+		"h/d/?api-version=":                                               "",
+		"h/d/?x=1":                                                        "",
+		"h/d":                                                             "",
+		"h/?api-version=1":                                                "",
+		"h/d/m/x/?api-version=1":                                          "",
+		"api-version=1":                                                   "",
+		"":                                                                "",
+	} {
+		n, ok := parseAzureName(name)
+		got := fmt.Sprintf("%s %s %s %s %s", n.host, n.device, n.module, n.apiVersion, n.software)
+		if ok != (want != "") || ok && got != want {
+			t.Errorf("%q: %v %q, want %q", name, ok, got, want)
+		}
+	}
+}
+
 func TestARefusedAzureClientIsOneLine(t *testing.T) {
 	clock := &testClock{now: time.Now()}
 	b := start(t, benchOptions{config: MQTTConfig{Azure: azureClients(t, clock)}})

@@ -130,6 +130,9 @@ func (s *Session) pump() {
 		if s.publish(u) && s.cut.rotating != nil {
 			s.cut.rotating.busy = true
 		}
+		if u.p == nil {
+			l.held = queue.Message{}
+		}
 		left--
 	}
 	if left <= 0 {
@@ -290,7 +293,7 @@ func (s *Session) read() bool {
 		l.idle = true
 		s.readAll()
 	default:
-		return s.arrange(m)
+		return s.arrange(&m)
 	}
 	return true
 }
@@ -316,7 +319,7 @@ func (s *Session) readAll() {
 }
 
 // arrange puts a message that was read where it belongs.
-func (s *Session) arrange(m queue.Message) bool {
+func (s *Session) arrange(m *queue.Message) bool {
 	if m.Pack.MaxBytes > 0 && s.packs == nil {
 		if err := s.startPacks(); err != nil {
 			s.rewind()
@@ -324,11 +327,11 @@ func (s *Session) arrange(m queue.Message) bool {
 			return false
 		}
 	}
-	if s.packs != nil && s.packed(&m) {
+	if s.packs != nil && s.packed(m) {
 		return true
 	}
 	if !s.leaveOut(m.Seq, m.Source) {
-		s.live.held = m
+		s.live.held = *m
 	}
 	return true
 }
@@ -340,7 +343,6 @@ func (s *Session) publish(u unit) bool {
 		return s.publishPack(u.p)
 	}
 	m := u.m
-	defer func() { s.live.held = queue.Message{} }()
 	s.topic = appendTopic(s.topic[:0], s.events, m)
 	if reason := undeliverable(m, len(s.topic), s.cfg.GatewayHostName != ""); reason != "" {
 		s.setAside(m.Seq, reason)

@@ -67,7 +67,6 @@ type patient struct {
 	cert   *certificate
 	chain  string          // what is odd about the chain: a fault only where the hub refuses
 	status *identityReport // of the running gateway
-	queue  *queueReport    // of the files, when none runs
 	cred   *certstore.Credential
 }
 

@@ -74,12 +74,12 @@ func (d *decoder) azureIdentities(c *Config) {
 }
 
 // onlyAzure tells whether nobody but Azure SDK clients, who need no route, is let in.
-func (down *Downstream) onlyAzure() bool {
-	others := len(down.HTTP) + len(down.Broker) + len(down.Exec) + len(down.Socket)
-	for _, m := range down.MQTT {
+func (d *Downstream) onlyAzure() bool {
+	others := len(d.HTTP) + len(d.Broker) + len(d.Exec) + len(d.Socket)
+	for _, m := range d.MQTT {
 		if len(m.AzureClients) == 0 || m.UsersFile != "" || m.Anonymous {
 			others++
 		}
 	}
-	return others == 0 && len(down.MQTT) > 0
+	return others == 0 && len(d.MQTT) > 0
 }

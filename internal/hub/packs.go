@@ -2,7 +2,6 @@ package hub
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -14,13 +13,6 @@ import (
 	"gatewayd/internal/bag"
 	"gatewayd/internal/queue"
 )
-
-// boundaries is where a session writes down which readings make a pack.
-type boundaries interface {
-	newReader() reader
-	Append(ctx context.Context, m queue.Message, done func(seq uint64, err error)) error
-	Ack(seq uint64)
-}
 
 // packs is the part of a session that makes packs of readings. Identities whose
 // readings travel alone have none. All but what mu guards belongs to Run's goroutine.
@@ -53,9 +45,6 @@ type packPlace struct {
 
 var errApart = errors.New("a pack was too large and is taken apart")
 
-// packWait bounds how long a record may wait for the journal to take it in.
-const packWait = 250 * time.Millisecond
-
 // startPacks begins with what an earlier run has written down.
 func (s *Session) startPacks() error {
 	ps := &packs{of: map[uint64]*pack{}, open: map[packPlace]*pack{}, sent: map[uint64]*pack{}, wake: make(chan struct{}, 1)}
@@ -70,45 +59,6 @@ func (s *Session) startPacks() error {
 	}
 	s.packs = ps
 	s.sharedPacks.Store(ps)
-	return nil
-}
-
-// load reads the records. Where two name the same reading the later one holds: the
-// earlier pack was taken apart.
-func (ps *packs) load(log boundaries) error {
-	var all []*pack
-	ps.log, ps.in = log, log.newReader()
-	for {
-		m, ok, err := ps.in.Next()
-		if err != nil {
-			return err
-		}
-		if !ok {
-			break
-		}
-		p, err := parseRecord(m.Payload)
-		if err != nil {
-			log.Ack(m.Seq)
-			continue
-		}
-		p.record, p.recorded = m.Seq, true
-		if p.id != "" {
-			p.made = p.seqs[0]
-		}
-		all = append(all, p)
-		for _, seq := range p.seqs {
-			ps.of[seq] = p
-		}
-	}
-	for _, p := range all {
-		p.seqs = slices.DeleteFunc(p.seqs, func(seq uint64) bool { return ps.of[seq] != p })
-		if len(p.seqs) == 0 {
-			log.Ack(p.record)
-			continue
-		}
-		ps.again = append(ps.again, p)
-	}
-	ps.sort()
 	return nil
 }
 
@@ -289,76 +239,6 @@ func (s *Session) finish(place packPlace, p *pack) {
 	}
 	ps.close(p)
 	s.record(p, nil)
-}
-
-// record writes down what a pack is made of. Until that is on disk it is not sent.
-func (s *Session) record(p *pack, done func()) {
-	ps := s.packs
-	settled := func(seq uint64, err error) {
-		ps.mu.Lock()
-		p.record, p.recorded, ps.news = seq, true, true
-		if err != nil {
-			p.record, ps.fault = 0, err
-		}
-		if done != nil && err == nil {
-			done()
-		}
-		ps.mu.Unlock()
-		poke(ps.wake)
-	}
-	if ps.log == nil {
-		settled(0, nil)
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), packWait)
-	defer cancel()
-	err := ps.log.Append(ctx, queue.Message{Source: "gatewayd", Topic: "pack", Payload: appendRecord(nil, p)}, settled)
-	switch {
-	case errors.Is(err, context.DeadlineExceeded):
-		ps.unwritten = append(ps.unwritten, unwritten{p, done})
-	case err != nil:
-		// A disk that takes nothing must be drained all the same. What is sent now is the
-		// same again after every reconnect, but not after a crash.
-		settled(0, err)
-	}
-}
-
-// unwritten is a pack for whose record the journal had no room yet.
-type unwritten struct {
-	p    *pack
-	done func()
-}
-
-// writeAgain tries the records that found no room.
-func (s *Session) writeAgain() {
-	if len(s.packs.unwritten) == 0 {
-		return
-	}
-	all := s.packs.unwritten
-	s.packs.unwritten = nil
-	for _, u := range all {
-		s.record(u.p, u.done)
-	}
-	if len(s.packs.unwritten) > 0 {
-		s.alarm.at(time.Now().Add(packWait))
-	}
-}
-
-// noteRecords lets the log's reader pass what was written, so that the log need not
-// remember each acknowledgement.
-func (ps *packs) noteRecords() error {
-	ps.mu.Lock()
-	news := ps.news
-	ps.news = false
-	ps.mu.Unlock()
-	if !news || ps.in == nil {
-		return nil
-	}
-	for {
-		if _, ok, err := ps.in.Next(); !ok || err != nil {
-			return err
-		}
-	}
 }
 
 // nextPack is the pack to send next: of the highest priority, in order. nil when

@@ -59,8 +59,13 @@ func (c *conn) command(p packet.Publish, number uint64) error {
 	}
 	cmd.Client, cmd.User = c.id, c.user
 	cmd.Payload = append([]byte(nil), p.Payload...)
-	qos, n := p.QoS, cost(p)
-	return c.server.local.commands.Do(c.context(), cmd, func(err error) { c.settle(qos, number, n, err) })
+	topic, qos, n := p.Topic, p.QoS, cost(p)
+	return c.server.local.commands.Do(c.context(), cmd, func(err error) {
+		if err != nil {
+			c.noteRefusal(topic, err)
+		}
+		c.settle(qos, number, n, err)
+	})
 }
 
 func parseCommand(topic string) (Command, bool) {

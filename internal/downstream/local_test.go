@@ -308,6 +308,7 @@ func TestExpiredAndOversizeDeliveriesAreLeftOut(t *testing.T) {
 type fakeCommands struct {
 	got  chan Command
 	fail error
+	late error // what done is told
 }
 
 func (f *fakeCommands) Do(_ context.Context, c Command, done func(error)) error {
@@ -315,7 +316,7 @@ func (f *fakeCommands) Do(_ context.Context, c Command, done func(error)) error 
 		return f.fail
 	}
 	f.got <- c
-	go done(nil)
+	go done(f.late)
 	return nil
 }
 
@@ -350,6 +351,22 @@ func TestWhatLocalClientsPublishToTheGatewayIsHandedOn(t *testing.T) {
 	}
 	if n := len(b.sink.messages()); n != 0 {
 		t.Errorf("%d of them were routed", n)
+	}
+}
+
+func TestWhoIsRefusedLaterIsInTheLogToo(t *testing.T) {
+	for _, version := range []packet.Version{packet.V311, packet.V5} {
+		b := start(t, benchOptions{commands: &fakeCommands{got: make(chan Command, 1), late: fmt.Errorf("%w: not JSON", ErrProperty)}})
+		c := b.connect(version, "a")
+		c.send(packet.Publish{Topic: "gateway/press-7/twin/reported", QoS: 1, ID: 1})
+		if version == packet.V311 {
+			c.closed(0)
+		} else if code := c.puback(1); code != packet.ImplementationError {
+			t.Errorf("%#x", code)
+		}
+		if n, counted := b.logs("message refused"), b.gate.Ledger().Sources()[0].Refused["property"]; n != 1 || counted != 1 {
+			t.Errorf("version %d: %d log lines, counted %d", version, n, counted)
+		}
 	}
 }
 

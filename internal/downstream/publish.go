@@ -246,10 +246,7 @@ func (c *conn) settle(qos byte, number uint64, n int, err error) {
 // refusePublish answers a message that is not accepted: with a reason where the
 // version has one, by ending the connection where it has none.
 func (c *conn) refusePublish(p packet.Publish, number uint64, err error) error {
-	c.counters.refused(p.Topic, err)
-	if !temporary(err) || c.version == packet.V311 {
-		c.note("message refused", zap.String("topic", clip(p.Topic)), zap.Error(err))
-	}
+	c.noteRefusal(p.Topic, err)
 	// A QoS 0 message that comes at a bad time is lost, as QoS 0 allows; one that
 	// can never be taken is a mistake somebody has to see.
 	fatal := p.QoS == 0 && !temporary(err)
@@ -258,6 +255,13 @@ func (c *conn) refusePublish(p packet.Publish, number uint64, err error) error {
 		return &endError{code: refusalCode(err)}
 	}
 	return nil
+}
+
+func (c *conn) noteRefusal(topic string, err error) {
+	c.counters.refused(topic, err)
+	if !temporary(err) || c.version == packet.V311 {
+		c.note("message refused", zap.String("topic", clip(topic)), zap.Error(err))
+	}
 }
 
 // endError ends a connection for a reason that is noted already.

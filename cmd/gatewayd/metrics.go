@@ -46,7 +46,7 @@ type collector struct {
 	wire, wireMonth, keepAlive                           metric
 	messages, bytes, oldest, aside, inFlight             metric
 	diskWritten, payload, diskBytes, healthy, clockTrust metric
-	notBefore, daysLeft, cert, candidate                 metric
+	notBefore, left, cert, candidate                     metric
 	rotated, gap, retry                                  metric
 }
 
@@ -77,7 +77,7 @@ func newCollector(g *gateway) *collector {
 		notBefore:   gauge("certificate_not_before_seconds", "Unix time from which the certificate in use is valid.", "identity"),
 		cert:        gauge("certificate_info", "1; the labels are the certificate in use.", "identity", "fingerprint", "serial"),
 		candidate:   gauge("certificate_candidate", "1; the labels are the state of the newest certificate and why: none when it is in use.", "identity", "state", "reason"),
-		daysLeft:    gauge("certificate_days_left", "Days until the certificate in use expires, by the clock that dials use.", "identity"),
+		left:        gauge("certificate_left_seconds", "Time until the certificate in use expires, by the clock that dials use; a day has 86400.", "identity"),
 		rotated:     gauge("rotation_last_seconds", "Unix time of the last change of certificate.", "identity"),
 		gap:         gauge("rotation_gap_seconds", "Time without an acknowledged message at the last change of certificate.", "identity"),
 		retry:       gauge("certificate_next_retry_seconds", "Unix time at which a certificate that failed is tried again.", "identity"),
@@ -110,7 +110,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		if cert := id.Certificate.Current; cert != nil {
 			send(c.notAfter, float64(cert.NotAfter.Unix()), id.Name)
 			send(c.notBefore, float64(cert.NotBefore.Unix()), id.Name)
-			send(c.daysLeft, cert.DaysLeft, id.Name)
+			send(c.left, cert.DaysLeft*86400, id.Name)
 			send(c.cert, 1, id.Name, cert.Fingerprint, cert.Serial)
 		}
 		send(c.candidate, 1, id.Name, string(id.Certificate.CandidateState), id.Certificate.CandidateReason)

@@ -50,7 +50,7 @@ var metricNames = []string{
 	"gatewayd_identity_connected", "gatewayd_certificate_not_after_seconds", "gatewayd_rotations_total", "gatewayd_connects_total",
 	"gatewayd_messages_received_total", "gatewayd_messages_refused_total", "gatewayd_messages_delivered_total",
 	"gatewayd_messages_resent_total", "gatewayd_messages_dropped_total", "gatewayd_queue_messages", "gatewayd_queue_bytes",
-	"gatewayd_certificate_not_before_seconds", "gatewayd_certificate_info", "gatewayd_certificate_days_left", "gatewayd_certificate_candidate",
+	"gatewayd_certificate_not_before_seconds", "gatewayd_certificate_info", "gatewayd_certificate_left_seconds", "gatewayd_certificate_candidate",
 	"gatewayd_queue_oldest_seconds", "gatewayd_queue_sync_seconds", "gatewayd_queue_disk_written_bytes_total",
 	"go_goroutines", "process_resident_memory_bytes",
 }

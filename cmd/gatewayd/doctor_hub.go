@@ -179,7 +179,7 @@ func otherWay(ctx context.Context, cfg hub.Config, cred *certstore.Credential, f
 }
 
 // quietLimit is how long a connected session with messages in flight may go without
-// an acknowledgement before the doctor calls it throttled.
+// an acknowledgement before that is told.
 const quietLimit = 10 * time.Second
 
 // contestFrom connections that were accepted and lost within a minute each look like
@@ -211,13 +211,9 @@ func (d *doctor) session(ctx context.Context, p *patient) bool {
 	case !s.Connected:
 		return p.fault(stepSession, fmt.Sprintf("not connected yet: %s since %s", s.State, s.Since.Format(time.RFC3339)),
 			"Run this command again in a minute.")
-	case s.InFlight > 0 && now.Sub(later(s.Since, s.Progress)) > quietLimit:
-		return p.fault(stepThrottle, fmt.Sprintf("connected, and none of %d messages in flight was acknowledged for %s", s.InFlight, now.Sub(later(s.Since, s.Progress)).Round(time.Second)),
-			"The hub throttles, or the daily message quota of its tier is used up (it resets at 00:00 UTC): look at the hub's metrics, and at hub.send_rate.")
-	}
-	if s.Throttled {
-		return p.fault(stepThrottle, fmt.Sprintf("connected, and the hub is slow to acknowledge or closes: %d of %d messages may be in flight", s.Window, p.cfg.Hub.Window),
-			"The gateway sends less until that is over. Look at the hub's metrics for throttling, at its tier and units, and at hub.send_rate.")
+	case s.Unacked != nil, s.Throttled:
+		text, hint := s.flowFault(p.cfg)
+		return p.fault(stepThrottle, text, sentence(hint))
 	}
 	p.ok(stepConnack, "the gateway is connected since %s to %s", s.Since.Format(time.RFC3339), s.Remote)
 	p.ok(stepSession, "%d messages delivered, %d in flight", s.Delivered, s.InFlight)
@@ -248,13 +244,6 @@ func (d *doctor) settled(ctx context.Context, p *patient) *identityReport {
 	}
 	p.status = s
 	return s
-}
-
-func later(t time.Time, u *time.Time) time.Time {
-	if u != nil && u.After(t) {
-		return *u
-	}
-	return t
 }
 
 func sentenceOr(hint, other string) string {

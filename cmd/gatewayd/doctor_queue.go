@@ -190,18 +190,10 @@ func (d *doctor) stored(_ context.Context, p *patient) bool {
 			p.note("%d messages were dropped (%s)", n, reason)
 		}
 	}
-	switch {
-	case q.Aside > 0:
-		return p.fault(stepQueue, fmt.Sprintf("%d messages were set aside, because the hub does not take them", q.Aside),
-			fmt.Sprintf("See why with gatewayd queue inspect %s -c %s; queue requeue puts them back, queue export saves them.", p.Name, d.file))
-	case limit > 0 && q.Bytes >= limit-limit/10:
-		next := "New readings are refused"
-		if p.cfg.Queue.WhenFull == config.WhenFullDropOldest {
-			next = "The oldest readings are dropped"
-		}
-		return p.fault(stepQueue, fmt.Sprintf("the queue is full to %d %%: %d messages with %d of %d bytes", q.Bytes*100/limit, q.Messages, q.Bytes, limit),
-			next+" at 100 % until the hub takes some. Raise queue.max_bytes of the identity if there is disk for it.")
-	case limit > 0 && q.Bytes >= limit/2:
+	if fault, hint := q.fault(p.cfg); fault != "" {
+		return p.fault(stepQueue, fault, sentence(hint))
+	}
+	if limit > 0 && q.Bytes >= limit/2 {
 		p.note("the queue is at %d %% of queue.max_bytes", q.Bytes*100/limit)
 	}
 	if q.Messages == 0 {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"gatewayd/internal/certstore"
+	"gatewayd/internal/config"
 	"gatewayd/internal/downstream"
 	"gatewayd/internal/hub"
 	"gatewayd/internal/queue"
@@ -79,8 +80,9 @@ type identityReport struct {
 	NextTry        *time.Time        `json:"next_try,omitempty"`
 	Progress       *time.Time        `json:"last_acknowledged,omitempty"`
 	InFlight       int               `json:"in_flight"`
-	Window         int               `json:"window"`    // messages that may be in flight now
-	Throttled      bool              `json:"throttled"` // fewer than configured, because the hub acknowledged late or closed
+	Unacked        *time.Time        `json:"unacknowledged_since,omitempty"` // the hub acknowledges nothing
+	Window         int               `json:"window"`                         // messages that may be in flight now
+	Throttled      bool              `json:"throttled"`                      // fewer than configured, because the hub acknowledged late or closed
 	Delivered      uint64            `json:"delivered"`
 	Resent         uint64            `json:"resent"`
 	Connects       map[string]uint64 `json:"connects"`
@@ -180,7 +182,7 @@ func (g *gateway) identityReport(id *identity) identityReport {
 // dated is report with times by the clock that says now.
 func (id *identity) dated(now time.Time) identityReport {
 	r := id.report()
-	for _, t := range []*time.Time{&r.Since, r.NextTry, r.Progress} {
+	for _, t := range []*time.Time{&r.Since, r.NextTry, r.Progress, r.Unacked} {
 		if t != nil {
 			*t = ago(now, *t)
 		}
@@ -229,7 +231,13 @@ func (id *identity) report() identityReport {
 	if f := s.Fault; f != nil {
 		r.Fault = &faultReport{Kind: string(f.Kind), Step: string(f.Step), Text: f.Text, Hint: f.Hint}
 	}
+	if !s.Unacked.IsZero() && time.Since(s.Unacked) > quietLimit {
+		r.Unacked = &s.Unacked
+	}
 	r.FirstFault, r.Hint = firstIdentityFault(s, c, id.roots.Status().Problems)
+	if r.FirstFault == "" {
+		r.FirstFault, r.Hint = r.flowFault(id.cfg)
+	}
 	return r
 }
 
@@ -251,6 +259,41 @@ func firstIdentityFault(s hub.Status, c certstore.Status, trust []string) (fault
 		return c.Problems[0], ""
 	case len(trust) > 0:
 		return "trust: " + trust[0], "the roots read before stay in use"
+	}
+	return "", ""
+}
+
+// flowFault is what is wrong with an identity whose connection is well: readings
+// that do not get on.
+func (r *identityReport) flowFault(cfg *config.Identity) (fault, hint string) {
+	switch {
+	case r.Unacked != nil:
+		return fmt.Sprintf("connected, and none of %d messages in flight was acknowledged for %s", r.InFlight, time.Since(*r.Unacked).Round(time.Second)),
+			"the hub throttles, or the daily message quota is used up (it resets at 00:00 UTC): look at the hub's metrics, and at hub.send_rate"
+	case r.Throttled:
+		return fmt.Sprintf("connected, and the hub is slow to acknowledge or closes: %d of %d messages may be in flight", r.Window, cfg.Hub.Window),
+			"the gateway sends less until that is over; look at the hub's metrics for throttling, at its tier and units, and at hub.send_rate"
+	}
+	return r.Queue.fault(cfg)
+}
+
+// fullPercent is from when on a queue is told to be full.
+const fullPercent = 90
+
+// fault is what keeps readings from being stored or sent; "" for nothing.
+func (q *queueReport) fault(cfg *config.Identity) (fault, hint string) {
+	limit := cfg.Queue.MaxBytes
+	switch {
+	case q.Aside > 0:
+		return fmt.Sprintf("%d messages were set aside: the hub does not take them, or a program of a route failed", q.Aside),
+			fmt.Sprintf("see why with gatewayd queue inspect %s; queue requeue puts them back, queue export saves them", cfg.Name)
+	case limit > 0 && q.Bytes >= limit/100*fullPercent:
+		hint = "new readings are refused"
+		if cfg.Queue.WhenFull == config.WhenFullDropOldest {
+			hint = "the oldest readings are dropped"
+		}
+		return fmt.Sprintf("the queue is full to %d %%: %d messages with %d of %d bytes", q.Bytes*100/limit, q.Messages, q.Bytes, limit),
+			hint + " at 100 % until the hub takes some; raise queue.max_bytes of the identity if there is disk for it"
 	}
 	return "", ""
 }

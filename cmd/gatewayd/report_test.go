@@ -5,6 +5,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -63,6 +64,31 @@ func TestStatusTellsThatOnlyTheCopyIsLeft(t *testing.T) {
 		id, ok := s.identityStatus("press-7")
 		return ok && id.Connected && id.FirstFault == ""
 	})
+}
+
+// A connection that stands says nothing about readings that do not get on.
+func TestStatusTellsOfReadingsThatDoNotGetOn(t *testing.T) {
+	t.Parallel()
+	s := newPlant(t, hubtest.Options{}, "press-7")
+	text := string(must(os.ReadFile(s.path("config.yaml")))(t))
+	s.write("config.yaml", strings.ReplaceAll(text, "    certificate:", "    queue: {max_bytes: 64KiB}\n    certificate:"))
+	s.run()
+	says := func(words string) func() bool {
+		return func() bool {
+			id, ok := s.identityStatus("press-7")
+			return ok && id.Connected && strings.Contains(id.FirstFault, words) && (words == "") == (id.FirstFault == "")
+		}
+	}
+	eventually(t, 15*time.Second, "connected", says(""))
+	s.hub.DelayPuback(time.Hour)
+	for code := 0; code != http.StatusServiceUnavailable; {
+		code = s.post("sensors/press-7/x", strings.Repeat("x", 4<<10), "")
+	}
+	eventually(t, 5*time.Second, "the full queue", says("the queue is full to"))
+	if code, out := s.exitCode("status", "-c", "config.yaml"); code != exitRunning || !strings.Contains(out, "new readings are refused") {
+		t.Errorf("status exits with %d:\n%s", code, out)
+	}
+	eventually(t, 20*time.Second, "that nothing is acknowledged", says("in flight was acknowledged"))
 }
 
 // net/http writes to standard error in a format of its own, once per attempt, unless

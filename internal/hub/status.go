@@ -56,8 +56,9 @@ type Status struct {
 	TrialFault *Fault // why the latest trial failed; nil after a success
 
 	InFlight    int
-	Window      int  // messages that may be in flight now
-	Throttled   bool // Window is less than configured, because the hub was slow to acknowledge, or closed
+	Unacked     time.Time // since when the oldest message in flight is the oldest; zero: none is
+	Window      int       // messages that may be in flight now
+	Throttled   bool      // Window is less than configured, because the hub was slow to acknowledge, or closed
 	Delivered   uint64
 	Resent      uint64
 	SetAside    uint64
@@ -129,6 +130,9 @@ func (s *Session) Status() Status {
 	}
 	if c := s.shown; c != nil {
 		st.InFlight = c.inFlight()
+		if since, waiting := c.stalledSince(); waiting {
+			st.Unacked = since
+		}
 		if at := c.lastAck.Load(); at > 0 {
 			st.Progress = c.born.Add(time.Duration(at))
 		}

@@ -244,6 +244,23 @@ func TestSecondClientWithTheSameIDTakesOver(t *testing.T) {
 	})
 }
 
+// Such a session may not be a later one's (3.1.1: 3.1.2-6), also where the takeover is what ends it.
+func TestSessionForOneConnectionEndsWithATakeover(t *testing.T) {
+	bothVersions(t, func(t *testing.T, v packet.Version) {
+		b := start(t, benchOptions{})
+		first := b.dial()
+		first.hello(packet.Connect{Version: v, ClientID: "same", CleanStart: true})
+		first.subscribe("gateway/#", 1)
+		second := b.dial()
+		if a := second.hello(packet.Connect{Version: v, ClientID: "same"}); a.SessionPresent {
+			t.Error("the session is present")
+		}
+		if s := b.local.Stats(); s.Subscribers != 0 || s.Sessions != 1 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
 func TestSessionsAreBounded(t *testing.T) {
 	b := start(t, benchOptions{local: LocalConfig{MaxSessions: 3}})
 	for i := range 6 {

@@ -69,7 +69,8 @@ func (l *Local) attach(c *conn, clean bool, lasts time.Duration) (present bool, 
 		if old == nil {
 			l.away--
 		}
-		if clean {
+		// A session that was to end with its connection ends with this takeover.
+		if clean || s.lasts == 0 {
 			will = s.will // the session ends here, and with it the delay
 			l.forgetLocked(s)
 			s = nil

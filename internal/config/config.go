@@ -277,7 +277,7 @@ type OnlyChanges struct {
 	Deadband    float64
 	Deadbands   map[string]float64 // by the path of the field: temperature, motor.speed
 	MinInterval time.Duration      // changes are sent at most this often
-	MaxInterval time.Duration      // without a change a reading is sent this often; 0 = all pass
+	MaxInterval time.Duration      // without a change a reading is sent this often; 0 = never
 }
 
 // Pack says how several readings become one hub message.

@@ -228,7 +228,7 @@ func TestEveryKeyIsHonoured(t *testing.T) {
 			Name: "routes[2]", Match: "in", To: "press", Properties: map[string]string{}, ContentType: "application/json", ContentEncoding: "utf-8",
 			TypeAssumed: true, EncodingAssumed: true,
 			Set: map[string]string{}, OnError: "set-aside", Pack: Pack{MaxDelay: time.Second, Format: PackJSON},
-			OnlyChanges: OnlyChanges{Deadband: 2, MaxInterval: time.Minute},
+			OnlyChanges: OnlyChanges{Deadband: 2},
 		}},
 		Queue: Journal{SyncInterval: 20 * time.Millisecond, MaxBytes: 2 << 30, SegmentBytes: 1 << 20, SetAsideAfter: 9},
 		Admin: Admin{TokenFile: file("token"), OTLP: OTLP{Endpoint: "https://otel.example.com/v1/metrics", Interval: 5 * time.Second, Timeout: 2 * time.Second,

@@ -57,11 +57,7 @@ func (o *object) onlyChanges(c *OnlyChanges) {
 	p.duration("min_interval", &c.MinInterval, 0, 24*time.Hour)
 	p.duration("max_interval", &c.MaxInterval, 0, longest)
 	p.finish()
-	switch {
-	case p.broken || !o.d.ok(p.path):
-	case c.MaxInterval == 0 && (c.Deadband != 0 || len(c.Deadbands) > 0 || c.MinInterval > 0):
-		o.d.report(p.path, "needs max_interval: how often a reading is sent when nothing changes")
-	case c.MaxInterval > 0 && c.MinInterval > c.MaxInterval:
+	if !p.broken && o.d.ok(p.path) && c.MaxInterval > 0 && c.MinInterval > c.MaxInterval {
 		o.d.report(p.child("min_interval"), "is above max_interval")
 	}
 }

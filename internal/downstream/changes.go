@@ -16,14 +16,18 @@ import (
 )
 
 // OnlyChanges lets a message of a topic pass when it differs from the last one
-// that passed, or when that is MaxInterval ago.
+// that passed, or when that is MaxInterval ago. With the zero value all pass.
 type OnlyChanges struct {
 	// Deadband is how far any number may move without being a change. With
 	// Deadbands only the fields named there, by path, are looked at.
 	Deadband    float64
 	Deadbands   map[string]float64
 	MinInterval time.Duration // changes pass at most this often
-	MaxInterval time.Duration // 0 = every message passes
+	MaxInterval time.Duration // 0 = only changes pass
+}
+
+func (c OnlyChanges) wanted() bool {
+	return c.Deadband > 0 || len(c.Deadbands) > 0 || c.MinInterval > 0 || c.MaxInterval > 0
 }
 
 // Bounds of what is remembered: a topic that was forgotten passes once more.
@@ -64,7 +68,7 @@ type mark struct {
 }
 
 func newChanges(cfg OnlyChanges) *changes {
-	if cfg.MaxInterval <= 0 {
+	if !cfg.wanted() {
 		return nil
 	}
 	c := &changes{cfg: cfg, seed: maphash.MakeSeed(), last: make(map[string]passed)}
@@ -86,7 +90,8 @@ func (c *changes) look(topic string, body *value, now time.Time) (mark, bool) {
 		return m, true
 	}
 	age := now.Sub(last.at)
-	return m, age >= c.cfg.MaxInterval || age >= c.cfg.MinInterval && c.differ(last.leaves, m.leaves)
+	due := c.cfg.MaxInterval > 0 && age >= c.cfg.MaxInterval
+	return m, due || age >= c.cfg.MinInterval && c.differ(last.leaves, m.leaves)
 }
 
 // keep remembers a message that is stored.

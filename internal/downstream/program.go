@@ -66,7 +66,7 @@ type propertyProgram struct {
 
 // compilePrograms returns nil for a route that leaves messages as they are.
 func compilePrograms(r Route) (*programs, []error) {
-	if r.Filter == "" && r.Transform == "" && len(r.Set) == 0 && !r.Gzip && r.OnlyChanges.MaxInterval <= 0 {
+	if r.Filter == "" && r.Transform == "" && len(r.Set) == 0 && !r.Gzip && !r.OnlyChanges.wanted() {
 		return nil, nil
 	}
 	var problems []error

@@ -270,7 +270,10 @@ func TestOnlyChangesPass(t *testing.T) {
 		{"at least every max_interval", Route{OnlyChanges: OnlyChanges{MaxInterval: time.Minute}}, []step{
 			{0, `5`, true}, {59 * time.Second, `5`, false}, {time.Second, `5`, true}, {time.Second, `5`, false}, {time.Second, `6`, true},
 		}},
-		{"at most every min_interval", Route{OnlyChanges: OnlyChanges{MinInterval: 10 * time.Second, MaxInterval: time.Minute}}, []step{
+		{"never without a change", Route{OnlyChanges: OnlyChanges{Deadband: 1}}, []step{
+			{0, `5`, true}, {1000 * time.Hour, `5`, false}, {time.Second, `7`, true},
+		}},
+		{"at most every min_interval", Route{OnlyChanges: OnlyChanges{MinInterval: 10 * time.Second}}, []step{
 			{0, `5`, true}, {9 * time.Second, `6`, false}, {time.Second, `6`, true},
 		}},
 		{"named fields only", Route{OnlyChanges: OnlyChanges{Deadbands: map[string]float64{"t": 1, "m.s": 0}, MaxInterval: time.Hour}}, []step{

@@ -8,7 +8,6 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"sync"
 	"text/tabwriter"
 	"time"
 	"unicode"
@@ -63,6 +62,7 @@ type patient struct {
 	Passed []passed `json:"passed"`
 	Notes  []string `json:"notes,omitempty"` // worth knowing, not wrong
 
+	done   chan struct{} // closed after the walk
 	cfg    *config.Identity
 	cert   *certificate
 	chain  string          // what is odd about the chain: a fault only where the hub refuses
@@ -137,16 +137,15 @@ Exit codes: 0 nothing is wrong, 1 an identity has a fault, 2 bad usage or a
 configuration that the gateway would refuse.`,
 		Args: usageArgs(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			found, err := d.examine(cmd.Context(), args)
-			if err != nil {
-				return err
-			}
+			progress := cmd.OutOrStdout()
 			if asJSON {
+				progress = io.Discard
+			}
+			found, err := d.examine(cmd.Context(), args, progress)
+			if err == nil && asJSON {
 				enc := json.NewEncoder(cmd.OutOrStdout())
 				enc.SetIndent("", "  ")
 				err = enc.Encode(found)
-			} else {
-				err = found.write(cmd.OutOrStdout())
 			}
 			switch {
 			case err != nil:
@@ -167,9 +166,9 @@ configuration that the gateway would refuse.`,
 	return cmd
 }
 
-// examine goes through everything. An error is one of usage; what is wrong with
-// the gateway is in the diagnosis.
-func (d *doctor) examine(ctx context.Context, args []string) (*diagnosis, error) {
+// examine goes through everything and writes what it finds as it goes. An error is
+// one of usage or of writing; what is wrong with the gateway is in the diagnosis.
+func (d *doctor) examine(ctx context.Context, args []string, out io.Writer) (*diagnosis, error) {
 	if d.file == "" {
 		return nil, &exitError{exitUsage, errors.New("-c FILE is required: the configuration file")}
 	}
@@ -181,7 +180,7 @@ func (d *doctor) examine(ctx context.Context, args []string) (*diagnosis, error)
 	if err != nil {
 		found.Configuration = strings.Split(err.Error(), "\n")
 		found.Next = "Mend the file; gatewayd check -c " + d.file + " says whether it can be used. A running gateway keeps the old configuration until then."
-		return found, nil
+		return found, found.begin(out)
 	}
 	d.cfg = cfg
 	chosen, err := d.choose(args)
@@ -200,19 +199,28 @@ func (d *doctor) examine(ctx context.Context, args []string) (*diagnosis, error)
 		found.Listeners = takenAddresses(ctx, cfg)
 	}
 	d.certificates(chosen)
-	var wg sync.WaitGroup
+	err = found.begin(out)
 	free := make(chan struct{}, atOnce)
 	for _, p := range chosen {
-		free <- struct{}{}
-		wg.Go(func() {
+		go func() {
+			free <- struct{}{}
 			d.walk(ctx, p)
 			<-free
-		})
+			close(p.done)
+		}()
 	}
-	wg.Wait()
+	for _, p := range chosen {
+		<-p.done
+		if err == nil && ctx.Err() == nil {
+			err = p.write(out)
+		}
+	}
 	found.Identities = chosen
 	found.Healthy = len(found.Configuration)+len(found.Listeners) == 0 && !slices.ContainsFunc(chosen, func(p *patient) bool { return p.Fault != nil })
-	return found, ctx.Err()
+	if err = errors.Join(err, ctx.Err()); err != nil {
+		return nil, err
+	}
+	return found, found.end(out)
 }
 
 // choose is who is examined: one identity by name, or all.
@@ -221,7 +229,7 @@ func (d *doctor) choose(args []string) ([]*patient, error) {
 	for i := range d.cfg.Identities {
 		id := &d.cfg.Identities[i]
 		if len(args) == 0 || args[0] == id.Name {
-			chosen = append(chosen, &patient{Name: id.Name, HubID: id.HubID(), Host: id.HostName, cfg: id})
+			chosen = append(chosen, &patient{Name: id.Name, HubID: id.HubID(), Host: id.HostName, cfg: id, done: make(chan struct{})})
 		}
 	}
 	if len(chosen) == 0 {
@@ -284,8 +292,9 @@ func (d *doctor) walk(ctx context.Context, p *patient) {
 	}
 }
 
-func (f *diagnosis) write(out io.Writer) error {
-	fmt.Fprintf(out, "%s: the gateway is %s\n", f.Config, map[string]string{"running": "running and was asked", "stopped": "not running", "unknown": "perhaps running"}[f.Running])
+// begin writes what concerns every identity, end the sum of them.
+func (f *diagnosis) begin(out io.Writer) error {
+	_, err := fmt.Fprintf(out, "%s: the gateway is %s\n", f.Config, map[string]string{"running": "running and was asked", "stopped": "not running", "unknown": "perhaps running"}[f.Running])
 	for _, line := range f.Configuration {
 		fmt.Fprintf(out, "  FAULT  %s  %s\n", stepConfiguration, line)
 	}
@@ -298,22 +307,23 @@ func (f *diagnosis) write(out io.Writer) error {
 	if len(f.Listeners) > 0 {
 		fmt.Fprintln(out, "  next   See who has the address (ss -ltnp) and stop it, or choose another one: the gateway does not start.")
 	}
+	return err
+}
+
+func (f *diagnosis) end(out io.Writer) (err error) {
 	faulty := 0
 	for _, p := range f.Identities {
 		if p.Fault != nil {
 			faulty++
 		}
-		if err := p.write(out); err != nil {
-			return err
-		}
 	}
 	switch {
 	case f.Healthy:
-		fmt.Fprintln(out, "\nnothing is wrong")
+		_, err = fmt.Fprintln(out, "\nnothing is wrong")
 	case faulty > 0:
-		fmt.Fprintf(out, "\nfaulty identities: %d of %d\n", faulty, len(f.Identities))
+		_, err = fmt.Fprintf(out, "\nfaulty identities: %d of %d\n", faulty, len(f.Identities))
 	}
-	return nil
+	return err
 }
 
 func (p *patient) write(out io.Writer) error {

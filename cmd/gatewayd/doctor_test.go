@@ -1,11 +1,13 @@
 package main
 
 import (
+	"bufio"
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -234,5 +236,39 @@ func fileAilments() []ailment {
 			s.write("state/clock", hour(72).UTC().Format(time.RFC3339)+"\n")
 		}, step: stepClock, text: "it was", next: "Set the clock"},
 		{name: "no root of the hub", before: func(s *plant) { s.write("hub-ca.pem", "") }, step: stepFile, text: "hub.trust"},
+	}
+}
+
+// With a hundred identities the first answer must not wait for the last.
+func TestDoctorTellsWhatItKnows(t *testing.T) {
+	t.Parallel()
+	s := newPlant(t, hubtest.Options{}, "press-7", "oven-2")
+	silent := must(net.Listen("tcp", "127.0.0.1:0"))(t)
+	defer silent.Close()
+	before, after, _ := strings.Cut(string(must(os.ReadFile(s.path("config.yaml")))(t)), "DeviceId=oven-2")
+	s.write("config.yaml", before+"DeviceId=oven-2"+strings.Replace(after, "address: "+s.hub.Addr(), "address: "+silent.Addr().String(), 1))
+	cmd := exec.Command(os.Args[0], "doctor", "-c", "config.yaml", "--timeout", "5m")
+	cmd.Dir, cmd.Env = s.dir, append(os.Environ(), asProgram+"=1")
+	out := must(cmd.StdoutPipe())(t)
+	check(t, cmd.Start())
+	defer time.AfterFunc(time.Minute, func() { _ = cmd.Process.Kill() }).Stop()
+	lines := bufio.NewScanner(out)
+	told := func(word string) bool {
+		for lines.Scan() {
+			if strings.Contains(lines.Text(), word) {
+				return true
+			}
+		}
+		return false
+	}
+	if !told("press-7 (") || !told(stepQueue) {
+		t.Error("nothing is told of the one while the other is waited for")
+	}
+	silent.Close() // and with it whoever waits
+	if !told("faulty identities: 1 of 2") {
+		t.Error("the other one's fault is not told")
+	}
+	if err := cmd.Wait(); cmd.ProcessState.ExitCode() != exitRunning {
+		t.Errorf("it ends with %v", err)
 	}
 }

@@ -87,6 +87,10 @@ func TestATokenOpensReloadLogLevelAndProfiles(t *testing.T) {
 			t.Errorf("%s %s is answered with %d: %.300s; want %d with %q", method, path, got, body, code, text)
 		}
 	}
+	eventually(t, 20*time.Second, "the gateway is ready", func() bool {
+		code, _ := s.adminAsk("GET", "/readyz")
+		return code == http.StatusOK
+	})
 	want(200, "POST", "/act/reload", first, "nothing changed")
 	want(401, "POST", "/act/reload", second, "token")
 	want(200, "GET", "/debug/pprof/goroutine?debug=1", first, "goroutine profile")

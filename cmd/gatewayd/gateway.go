@@ -279,7 +279,10 @@ func (g *gateway) Run(ctx context.Context) error {
 	late := time.AfterFunc(stopBudget, func() { g.log.Error("stop takes longer than it should", zap.Duration("wait", stopBudget)) })
 	defer late.Stop()
 	reloads.stop()
+	// One that was asked for in another way ends first, and none begins any more.
+	g.reloading <- struct{}{}
 	g.accepting.Store(false)
+	<-g.reloading
 	// Sensors first: from here on nothing new is accepted, and what was read is
 	// answered, which needs the journal.
 	g.listening.stop()

@@ -33,12 +33,19 @@ func (g *gateway) reloads(ctx context.Context) error {
 
 func (g *gateway) controlReload(context.Context, controlRequest) (string, error) { return g.reload() }
 
+// errNotReady answers who asks for a reload over the admin address, or as a direct
+// method, while what a reload would change is still being started or stopped.
+var errNotReady = errors.New("the gateway is starting or stopping: try again")
+
 // reload applies the difference between the file and what runs, looks at every
 // certificate and reads the files of users and tokens again. What the difference does not touch keeps its connections
 // and queues; a bad file changes nothing.
 func (g *gateway) reload() (string, error) {
 	g.reloading <- struct{}{}
 	defer func() { <-g.reloading }()
+	if !g.accepting.Load() {
+		return "", errNotReady
+	}
 	g.watcher.Rescan()
 	cfg, err := g.desired.load(g.now.Load().cfg.File, g.log)
 	return g.use(cfg, err)

@@ -1,7 +1,9 @@
 package cloud
 
 import (
+	"errors"
 	"fmt"
+	"slices"
 	"testing"
 
 	"gatewayd/internal/hub/hubtest"
@@ -38,6 +40,17 @@ func TestOptionsChangeWhileRunning(t *testing.T) {
 	c := s.connect(packet.V311, "plc", true)
 	c.subscribe("gateway/press-7/c2d/#")
 	if p := c.take(); string(p.Payload) != "one" {
+		t.Errorf("got %s", p.Payload)
+	}
+	// What is switched off is off at the hub too, which remembers subscriptions.
+	again(Options{Name: "press-7", Twin: true})
+	s.eventually("taken back", func() bool { return slices.Equal(s.hub.Subscribed("press-7"), []string{"twin replies", "desired"}) })
+	s.send("press-7", "m-2", "two")
+	if _, _, err := s.invoke("press-7", "me", `1`, patience); !errors.Is(err, hubtest.ErrNotOnline) {
+		t.Errorf("a method that is switched off: %v", err)
+	}
+	again(everything("press-7"))
+	if p := c.take(); string(p.Payload) != "two" {
 		t.Errorf("got %s", p.Payload)
 	}
 	if _, err := s.g.cloud.Add(Options{Name: "press-7", Targets: map[string]Target{"x": {Builtin: "none"}}}); err == nil {

@@ -317,18 +317,22 @@ func (id *Identity) tick() {
 }
 
 // Filters is part of hub.Commands. Modules get no C2D messages.
-func (id *Identity) Filters(h hub.Identity) []packet.Subscription {
-	var all []packet.Subscription
-	if id.opt().C2D && h.ModuleID == "" {
-		all = append(all, packet.Subscription{Filter: "devices/" + h.DeviceID + c2dLevels + "#", QoS: 1})
+func (id *Identity) Filters(h hub.Identity) (wanted []packet.Subscription, unwanted []string) {
+	add := func(want bool, filter string, qos byte) {
+		if want {
+			wanted = append(wanted, packet.Subscription{Filter: filter, QoS: qos})
+		} else {
+			unwanted = append(unwanted, filter)
+		}
 	}
-	if id.opt().Methods {
-		all = append(all, packet.Subscription{Filter: methodPrefix + "#"})
+	o := id.opt()
+	if h.ModuleID == "" {
+		add(o.C2D, "devices/"+h.DeviceID+c2dLevels+"#", 1)
 	}
-	if id.opt().Twin {
-		all = append(all, packet.Subscription{Filter: twinAnswerPrefix + "#"}, packet.Subscription{Filter: desiredPrefix + "#"})
-	}
-	return all
+	add(o.Methods, methodPrefix+"#", 0)
+	add(o.Twin, twinAnswerPrefix+"#", 0)
+	add(o.Twin, desiredPrefix+"#", 0)
+	return wanted, unwanted
 }
 
 // Connected is part of hub.Commands.
@@ -350,6 +354,8 @@ func (id *Identity) Received(link hub.Link, m hub.Inbound, ack func()) {
 	switch {
 	case t.kind == topicC2D && id.opt().C2D:
 		id.arrived(link, t.bag, m.Payload, ack)
+	case t.kind == topicC2D:
+		// Of a subscription that is being taken back: the hub keeps it.
 	case t.kind == topicMethod && id.opt().Methods:
 		if id.accept(func() { id.called(link, t, m.Payload) }) != nil {
 			id.overloaded(link, t)

@@ -146,11 +146,11 @@ type latest struct {
 	name string
 }
 
-func (l latest) Filters(h hub.Identity) (all []packet.Subscription) {
+func (l latest) Filters(h hub.Identity) (wanted []packet.Subscription, unwanted []string) {
 	if id, err := l.c.identity(l.name); err == nil {
-		all = id.Filters(h)
+		return id.Filters(h)
 	}
-	return all
+	return nil, nil
 }
 
 func (l latest) Connected(link hub.Link, refused []string) {

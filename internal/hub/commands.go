@@ -8,8 +8,9 @@ import "gatewayd/internal/packet"
 // may call at the same time.
 type Commands interface {
 	// Filters are subscribed on every connection right after CONNACK, before
-	// anything else is sent.
-	Filters(Identity) []packet.Subscription
+	// anything else is sent. The hub keeps subscriptions of earlier connections,
+	// perhaps of other software: those in unwanted are then taken back.
+	Filters(Identity) (wanted []packet.Subscription, unwanted []string)
 	// Connected says that the hub answered the subscriptions on this link; refused
 	// are those it did not grant. An earlier link is over, or ends now.
 	Connected(link Link, refused []string)

@@ -97,6 +97,7 @@ type conn struct {
 	nextID   uint16 // of control packets
 	waiting  map[uint16]func(error)
 	subID    uint16
+	unsubID  uint16
 	filters  []packet.Subscription
 	pingSent int64 // when the ping that is unanswered was queued; 0: none
 	timer    *time.Timer
@@ -134,13 +135,20 @@ func (c *conn) start(wg *sync.WaitGroup) {
 func (c *conn) open() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	var unwanted []string
 	if c.set.commands != nil {
-		c.filters = c.set.commands.Filters(*c.set.id)
+		c.filters, unwanted = c.set.commands.Filters(*c.set.id)
 	}
 	if len(c.filters) > 0 {
 		c.subID = c.controlIDLocked()
 		p := packet.Subscribe{ID: c.subID, Subscriptions: c.filters}
 		if out, err := p.Append(c.out, packet.V311); err == nil {
+			c.out = out
+		}
+	}
+	if len(unwanted) > 0 {
+		c.unsubID = c.controlIDLocked()
+		if out, err := (packet.Unsubscribe{ID: c.unsubID, Filters: unwanted}).Append(c.out, packet.V311); err == nil {
 			c.out = out
 		}
 	}

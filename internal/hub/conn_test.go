@@ -288,13 +288,14 @@ func (r *recordCounter) Write(b []byte) (int, error) {
 type commander struct {
 	mu       sync.Mutex
 	filters  []packet.Subscription
+	unwanted []string
 	links    []Link
 	refused  []string
 	received []Inbound
 	acks     []func()
 }
 
-func (c *commander) Filters(Identity) []packet.Subscription { return c.filters }
+func (c *commander) Filters(Identity) ([]packet.Subscription, []string) { return c.filters, c.unwanted }
 
 func (c *commander) Connected(l Link, refused []string) {
 	c.mu.Lock()
@@ -364,6 +365,30 @@ func TestSubscriptionsComeFirstAndCommandsAreAcknowledgedWhenTakenCareOf(t *test
 			t.Error(err)
 		}
 		cmd.acks[0]()
+	})
+}
+
+func TestSubscriptionsThatTheHubRemembersAreTakenBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cmd := &commander{filters: []packet.Subscription{{Filter: "a/#"}}, unwanted: []string{"b/#", "c/#"}}
+		s := newScript(t, func(set *settings) { set.commands = cmd })
+		s.accept()
+		s.c.send()
+		s.next(packet.SUBSCRIBE)
+		u, err := packet.DecodeUnsubscribe(s.next(packet.UNSUBSCRIBE), packet.V311)
+		if err != nil || !slices.Equal(u.Filters, cmd.unwanted) {
+			t.Fatal(u, err)
+		}
+		s.say(0xb0, 2, byte(u.ID>>8), byte(u.ID))
+		synctest.Wait()
+		if s.c.rounds.Load() != 1 {
+			t.Error("the answer counts for nothing")
+		}
+		s.say(0xb0, 2, byte(u.ID>>8), byte(u.ID))
+		<-s.c.dead
+		if !strings.Contains(s.c.err.Error(), "UNSUBACK") {
+			t.Error(s.c.err)
+		}
 	})
 }
 

@@ -54,7 +54,7 @@ func (c *conn) controlIDLocked() uint16 {
 		if c.nextID++; c.nextID <= telemetryIDs { // wrapped
 			c.nextID = telemetryIDs + 1
 		}
-		if _, used := c.waiting[c.nextID]; !used && c.nextID != c.subID {
+		if _, used := c.waiting[c.nextID]; !used && c.nextID != c.subID && c.nextID != c.unsubID {
 			return c.nextID
 		}
 	}

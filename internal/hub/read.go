@@ -151,6 +151,8 @@ func (c *conn) dispatch(f packet.Frame) error {
 		c.answered()
 	case packet.SUBACK:
 		return c.suback(f)
+	case packet.UNSUBACK:
+		return c.unsuback(f)
 	case packet.PUBLISH:
 		return c.inbound(f)
 	default:
@@ -180,6 +182,22 @@ func (c *conn) suback(f packet.Frame) error {
 		}
 	}
 	c.set.commands.Connected(c, refused)
+	c.answered()
+	return nil
+}
+
+func (c *conn) unsuback(f packet.Frame) error {
+	p, err := packet.DecodeSuback(f, packet.V311)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	mine := c.unsubID != 0 && p.ID == c.unsubID
+	c.unsubID = 0
+	c.mu.Unlock()
+	if !mine {
+		return &packet.Error{Code: packet.ProtocolError, Reason: "UNSUBACK that answers no UNSUBSCRIBE"}
+	}
 	c.answered()
 	return nil
 }

@@ -19,6 +19,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"gatewayd/internal/certstore/certtest"
+	"gatewayd/internal/hub"
 	"gatewayd/internal/hub/hubtest"
 )
 
@@ -348,4 +349,15 @@ func (r *reader) certificate(ts *testscript.TestScript, name string) *x509.Certi
 	cert, err := x509.ParseCertificate(b.Bytes)
 	ts.Check(err)
 	return cert
+}
+
+// A state that status shows is found on the page that is asked about it.
+func TestTroubleshootingKnowsTheStates(t *testing.T) {
+	text := string(must(os.ReadFile("../../docs/troubleshooting.md"))(t))
+	for _, kind := range []hub.Kind{hub.Unreachable, hub.Untrusted, hub.Unavailable, hub.Closed, hub.Lost, hub.Stalled, hub.Violation, hub.Local,
+		hub.Refused, hub.ProxyRefused, hub.Contested} {
+		if !strings.Contains(text, "`"+string(kind)+"`") {
+			t.Errorf("docs/troubleshooting.md does not know the state %q", kind)
+		}
+	}
 }

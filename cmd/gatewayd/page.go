@@ -121,6 +121,13 @@ func pageListeners(r *report) []statuspage.Listener {
 	for _, s := range r.Sockets {
 		all = append(all, statuspage.Listener{Kind: "socket", Address: s.Name, Connections: s.Connections})
 	}
+	for _, c := range r.AzureClients {
+		n := 0
+		if c.Connected {
+			n = 1
+		}
+		all = append(all, statuspage.Listener{Kind: "Azure SDK client", Address: c.Identity, Connections: n})
+	}
 	return all
 }
 

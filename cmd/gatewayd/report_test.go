@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"gatewayd/internal/certstore/certtest"
+	"gatewayd/internal/downstream"
 	"gatewayd/internal/hub/hubtest"
 )
 
@@ -89,6 +91,13 @@ func TestStatusTellsOfReadingsThatDoNotGetOn(t *testing.T) {
 		t.Errorf("status exits with %d:\n%s", code, out)
 	}
 	eventually(t, 20*time.Second, "that nothing is acknowledged", says("in flight was acknowledged"))
+}
+
+func TestThePageShowsAzureSDKClients(t *testing.T) {
+	r := report{AzureClients: []azureReport{{"127.0.0.1:8883", downstream.AzureStatus{Identity: "press-7", Connected: true}}}}
+	if got := fmt.Sprint(pageListeners(&r)); got != "[{Azure SDK client press-7 1 }]" {
+		t.Errorf("the page shows %s", got)
+	}
 }
 
 // net/http writes to standard error in a format of its own, once per attempt, unless

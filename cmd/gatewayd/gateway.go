@@ -181,7 +181,7 @@ func (g *gateway) openLocal(a *arrangement) error {
 	if err != nil {
 		return &exitError{exitUsage, err}
 	}
-	g.gate = downstream.NewGate(router, sink{g}, downstream.NewLedger(0, 0), gateLimits(a.cfg))
+	g.gate = downstream.NewGate(router, sink{g}, downstream.NewLedger(0, 0), gateLimits(a.cfg), g.log.Named("routes"))
 	g.local = downstream.NewLocal(localConfig(a.cfg.Downstream.Local), g.cloud)
 	g.cloud.Attach(g.local)
 	for i := range a.cfg.Downstream.MQTT {

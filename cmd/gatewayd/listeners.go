@@ -144,7 +144,7 @@ func gateLimits(c *config.Config) downstream.GateLimits {
 // which reads all their files. The errors are joined, each with its key path.
 func tryListeners(cfg *config.Config, router *downstream.Router) error {
 	var errs []error
-	gate := downstream.NewGate(router, sink{}, downstream.NewLedger(0, 0), gateLimits(cfg))
+	gate := downstream.NewGate(router, sink{}, downstream.NewLedger(0, 0), gateLimits(cfg), zap.NewNop())
 	local := downstream.NewLocal(localConfig(cfg.Downstream.Local), nil)
 	for i := range cfg.Downstream.MQTT {
 		if _, err := newMQTTListener(cfg, i, nil, gate, local, zap.NewNop()); err != nil {

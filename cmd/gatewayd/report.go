@@ -112,6 +112,10 @@ type rotationReport struct {
 	Resent int       `json:"resent"`
 }
 
+// droppedByRoute is the reason of messages that never reached the queue: a program
+// of their route failed and its on_error says drop.
+const droppedByRoute = "program"
+
 type queueReport struct {
 	Messages      int64             `json:"messages"`
 	Bytes         int64             `json:"bytes"`
@@ -147,7 +151,7 @@ func (g *gateway) report() report {
 	}
 	a := g.now.Load()
 	for _, id := range a.identities {
-		r.Identities = append(r.Identities, id.dated(now))
+		r.Identities = append(r.Identities, g.dated(id, now))
 	}
 	r.Unconfigured = g.unconfigured()
 	for _, m := range a.mqtt {
@@ -176,12 +180,14 @@ func (g *gateway) report() report {
 // identityReport is one identity's part of a report.
 func (g *gateway) identityReport(id *identity) identityReport {
 	now, _ := g.clock.Now()
-	return id.dated(now)
+	return g.dated(id, now)
 }
 
-// dated is report with times by the clock that says now.
-func (id *identity) dated(now time.Time) identityReport {
+// dated is the report of an identity with times by the clock that says now, and
+// what its routes dropped.
+func (g *gateway) dated(id *identity, now time.Time) identityReport {
 	r := id.report()
+	r.Queue.Dropped[droppedByRoute] = g.gate.Dropped(id.cfg.Name)
 	for _, t := range []*time.Time{&r.Since, r.NextTry, r.Progress, r.Unacked} {
 		if t != nil {
 			*t = ago(now, *t)

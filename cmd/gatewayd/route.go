@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
+	"go.uber.org/zap"
 
 	"gatewayd/internal/config"
 	"gatewayd/internal/downstream"
@@ -83,7 +84,7 @@ func previewRoute(cmd *cobra.Command, cfg *config.Config, a downstream.Arrival) 
 	}
 	ledger := downstream.NewLedger(0, 0)
 	a.Client = ledger.Source("preview").Client("sensor")
-	v, err := downstream.NewGate(router, nil, ledger, gateLimits(cfg)).Preview(cmd.Context(), a)
+	v, err := downstream.NewGate(router, nil, ledger, gateLimits(cfg), zap.NewNop()).Preview(cmd.Context(), a)
 	out := cmd.OutOrStdout()
 	if err != nil {
 		fmt.Fprintf(out, "topic      %s\nfate       refused: %v\n", a.Topic, err)

@@ -126,7 +126,7 @@ func (s *setup) open(log *zap.Logger) (*plantGateway, error) {
 	if err != nil {
 		return nil, err
 	}
-	gate := downstream.NewGate(router, noSink{}, downstream.NewLedger(0, 0), downstream.GateLimits{})
+	gate := downstream.NewGate(router, noSink{}, downstream.NewLedger(0, 0), downstream.GateLimits{}, zap.NewNop())
 	g.local = downstream.NewLocal(downstream.LocalConfig{}, g.cloud)
 	g.cloud.Attach(g.local)
 	if g.mqtt, err = downstream.NewMQTT(downstream.MQTTConfig{Listen: s.MQTT}, gate, g.local, log); err != nil {

@@ -231,7 +231,7 @@ func TestAnotherUserCannotTakeAClientIDOver(t *testing.T) {
 }
 
 func TestWhoMayComeInIsDecidedByTheAddress(t *testing.T) {
-	gate := NewGate(nil, nil, NewLedger(0, 0), GateLimits{})
+	gate := NewGate(nil, nil, NewLedger(0, 0), GateLimits{}, zap.NewNop())
 	for listen, want := range map[string]string{
 		"127.0.0.1:0": "", "[::1]:0": "", "localhost:0": "", "unix:///tmp/x": "",
 		":1883": "listen: others", "0.0.0.0:1883": "listen: others", "192.0.2.1:1883": "listen: others",

@@ -146,7 +146,7 @@ func startBroker(t testing.TB, s *site, sink *fakeSink, change func(*BrokerConfi
 		t.Fatal(err)
 	}
 	core, logged := observer.New(zap.InfoLevel)
-	b := &brokerBench{sink: sink, gate: NewGate(router, sink, NewLedger(0, 0), GateLimits{}), logged: logged}
+	b := &brokerBench{sink: sink, gate: NewGate(router, sink, NewLedger(0, 0), GateLimits{}, zap.NewNop()), logged: logged}
 	cfg := BrokerConfig{URL: "mqtt://" + s.listener.Addr().String(), ClientID: "gatewayd", Subscribe: []string{"factory/#", "other/#"}}
 	if change != nil {
 		change(&cfg)
@@ -420,7 +420,7 @@ func TestBadBrokerConfigurationsAreNamed(t *testing.T) {
 	if err := os.WriteFile(empty, []byte("\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	gate := NewGate(nil, nil, NewLedger(0, 0), GateLimits{})
+	gate := NewGate(nil, nil, NewLedger(0, 0), GateLimits{}, zap.NewNop())
 	for _, tt := range []struct {
 		cfg  BrokerConfig
 		want string

@@ -37,7 +37,7 @@ func startExec(t *testing.T, script string, change func(*ExecConfig)) *execBench
 	if change != nil {
 		change(&cfg)
 	}
-	b.exec, err = NewExec(cfg, NewGate(router, b.sink, NewLedger(0, 0), GateLimits{}), zap.New(core))
+	b.exec, err = NewExec(cfg, NewGate(router, b.sink, NewLedger(0, 0), GateLimits{}, zap.NewNop()), zap.New(core))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -167,7 +167,7 @@ func TestAProgramKnowsOnlyWhatIsMeantForIt(t *testing.T) {
 
 func TestAProgramThatIsNotThereIsNamed(t *testing.T) {
 	for _, command := range [][]string{nil, {"no-such-program-here"}, {filepath.Join(t.TempDir(), "none")}, {t.TempDir()}} {
-		if _, err := NewExec(ExecConfig{Name: "x", Command: command}, NewGate(nil, nil, NewLedger(0, 0), GateLimits{}), zap.NewNop()); err == nil || !strings.HasPrefix(err.Error(), "command: ") {
+		if _, err := NewExec(ExecConfig{Name: "x", Command: command}, NewGate(nil, nil, NewLedger(0, 0), GateLimits{}, zap.NewNop()), zap.NewNop()); err == nil || !strings.HasPrefix(err.Error(), "command: ") {
 			t.Errorf("%q: %v", command, err)
 		}
 	}

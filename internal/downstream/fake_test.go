@@ -160,7 +160,7 @@ func start(t testing.TB, o benchOptions) *bench {
 	}
 	core, logged := observer.New(zap.InfoLevel)
 	b.logged = logged
-	b.gate = NewGate(router, sink, NewLedger(0, 0), GateLimits{})
+	b.gate = NewGate(router, sink, NewLedger(0, 0), GateLimits{}, zap.NewNop())
 	b.local = NewLocal(o.local, o.commands)
 	b.mqtt, err = NewMQTT(o.config, b.gate, b.local, zap.New(core))
 	if err != nil {

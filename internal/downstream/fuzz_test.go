@@ -47,7 +47,7 @@ func FuzzConnection(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	gate := NewGate(router, syncSink{}, NewLedger(10, 10), GateLimits{})
+	gate := NewGate(router, syncSink{}, NewLedger(10, 10), GateLimits{}, zap.NewNop())
 	f.Fuzz(func(t *testing.T, input []byte) {
 		local := NewLocal(LocalConfig{}, &fakeCommands{fail: ErrNoRoute})
 		local.Publish(LocalMessage{Topic: "gateway/a", Payload: []byte("x"), Retain: true, QoS: 1})

@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
+
+	"go.uber.org/zap"
 
 	"gatewayd/internal/packet"
 	"gatewayd/internal/queue"
@@ -69,6 +72,9 @@ type Gate struct {
 	sink   Sink
 	ledger *Ledger
 	limits GateLimits
+	log    *zap.Logger
+	notes  notes
+	drops  sync.Map // identity to *atomic.Uint64, of messages that a program dropped by failing
 }
 
 // GateLimits bound what any source may hand in. Zero values are the defaults.
@@ -78,14 +84,14 @@ type GateLimits struct {
 }
 
 // NewGate wires the parts of the way into the queue.
-func NewGate(router *Router, sink Sink, ledger *Ledger, limits GateLimits) *Gate {
+func NewGate(router *Router, sink Sink, ledger *Ledger, limits GateLimits, log *zap.Logger) *Gate {
 	if limits.TopicBytes <= 0 {
 		limits.TopicBytes = 1024
 	}
 	if limits.PayloadBytes <= 0 {
 		limits.PayloadBytes = 256 << 10
 	}
-	g := &Gate{sink: sink, ledger: ledger, limits: limits}
+	g := &Gate{sink: sink, ledger: ledger, limits: limits, log: log}
 	g.router.Store(router)
 	return g
 }

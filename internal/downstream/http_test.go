@@ -37,7 +37,7 @@ func startHTTP(t testing.TB, cfg HTTPConfig, routes []Route) *httpBench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.gate = NewGate(router, b.sink, NewLedger(0, 0), GateLimits{})
+	b.gate = NewGate(router, b.sink, NewLedger(0, 0), GateLimits{}, zap.NewNop())
 	if cfg.Listen == "" {
 		cfg.Listen = "127.0.0.1:0"
 	}

@@ -24,7 +24,7 @@ func TestMountedPathsAreBehindTheLoginAndEndAtTheStop(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, err := NewHTTP(HTTPConfig{Listen: "127.0.0.1:0", Tokens: tokens}, NewGate(router, newFakeSink(t, 0), NewLedger(0, 0), GateLimits{}), zap.NewNop())
+	h, err := NewHTTP(HTTPConfig{Listen: "127.0.0.1:0", Tokens: tokens}, NewGate(router, newFakeSink(t, 0), NewLedger(0, 0), GateLimits{}, zap.NewNop()), zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"testing"
 
+	"go.uber.org/zap"
+
 	"gatewayd/internal/queue"
 )
 
@@ -50,7 +52,7 @@ func TestNothingIsLabelledAsWhatItIsNot(t *testing.T) {
 			t.Fatal(err)
 		}
 		var sink lastSink
-		gate := NewGate(r, &sink, NewLedger(0, 0), GateLimits{})
+		gate := NewGate(r, &sink, NewLedger(0, 0), GateLimits{}, zap.NewNop())
 		a := Arrival{Client: gate.Ledger().Source("test").Client("a"), Topic: "t", Payload: []byte(tt.body), ContentType: tt.itsType, ContentEncoding: tt.encoding}
 		if err := gate.Accept(t.Context(), a, func(uint64, error) {}); err != nil {
 			t.Fatal(err)

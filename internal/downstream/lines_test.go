@@ -40,7 +40,7 @@ func startSocket(t testing.TB, cfg SocketConfig) *lineBench {
 	}
 	core, logged := observer.New(zap.InfoLevel)
 	b.logged = logged
-	b.gate = NewGate(router, b.sink, NewLedger(0, 0), GateLimits{})
+	b.gate = NewGate(router, b.sink, NewLedger(0, 0), GateLimits{}, zap.NewNop())
 	cfg.Name, cfg.Listen = "plc", "unix://"+filepath.Join(t.TempDir(), "s")
 	if b.socket, err = NewSocket(cfg, b.gate, zap.New(core)); err == nil {
 		err = b.socket.Listen()

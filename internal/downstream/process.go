@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"sync/atomic"
 
+	"go.uber.org/zap"
+
 	"gatewayd/internal/queue"
 )
 
@@ -26,18 +28,19 @@ func (g *Gate) process(ctx context.Context, identity string, p *programs, m queu
 		done(0, nil)
 		return nil
 	case out.fate == fateFailed && p.onError == ErrorDrop:
-		counts.fail(out.reason)
+		g.failed("message dropped: a program of its route failed", counts, m, out.reason)
+		g.countDrop(identity)
 		done(0, nil)
 		return nil
 	case out.fate == fateFailed && p.onError == ErrorSetAside:
 		return g.sink.SetAside(ctx, identity, m, fmt.Sprintf("%s: %v", m.Route, out.reason), func(seq uint64, err error) {
 			if err == nil {
-				counts.fail(out.reason)
+				g.failed("message set aside: a program of its route failed", counts, m, out.reason)
 			}
 			done(seq, err)
 		})
 	case out.fate == fateFailed:
-		counts.fail(out.reason)
+		g.failed("message sent as it came: a program of its route failed", counts, m, out.reason)
 		return g.sink.Append(ctx, identity, m, done)
 	case p.changes == nil:
 		return g.sink.Append(ctx, identity, out.m, done)
@@ -49,6 +52,32 @@ func (g *Gate) process(ctx context.Context, identity string, p *programs, m queu
 		}
 		done(seq, err)
 	})
+}
+
+// failed counts a message for which a program failed. The log has a line a minute
+// and route.
+func (g *Gate) failed(what string, counts *routeCounts, m queue.Message, reason error) {
+	counts.fail(reason)
+	g.notes.once(m.Route, what, func() {
+		g.log.Warn(what, zap.String("route", m.Route), zap.String("topic", clip(m.Topic)), zap.Error(reason))
+	})
+}
+
+func (g *Gate) countDrop(identity string) {
+	n, ok := g.drops.Load(identity)
+	if !ok {
+		n, _ = g.drops.LoadOrStore(identity, new(atomic.Uint64))
+	}
+	n.(*atomic.Uint64).Add(1)
+}
+
+// Dropped is how many messages for an identity were dropped because a program
+// failed (ErrorDrop). They never reached its queue.
+func (g *Gate) Dropped(identity string) uint64 {
+	if n, ok := g.drops.Load(identity); ok {
+		return n.(*atomic.Uint64).Load()
+	}
+	return 0
 }
 
 // routeCounts counts what the programs of one route did since it was compiled.

@@ -12,6 +12,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
 	"gatewayd/internal/queue"
 )
 
@@ -59,7 +62,7 @@ func programGate(t testing.TB, sink Sink, r Route) (*Gate, *Client) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := NewGate(router, sink, NewLedger(0, 0), GateLimits{})
+	g := NewGate(router, sink, NewLedger(0, 0), GateLimits{}, zap.NewNop())
 	return g, g.Ledger().Source("test").Client("c")
 }
 
@@ -156,9 +159,11 @@ func TestANewBodyHasItsOwnLabels(t *testing.T) {
 	}
 }
 
-func TestFailuresOfProgramsAreCounted(t *testing.T) {
+func TestFailuresOfProgramsAreCountedAndLogged(t *testing.T) {
 	for _, on := range []OnError{ErrorSetAside, ErrorDrop, ErrorPass} {
 		g, c := programGate(t, &keepSink{}, Route{Filter: ".ok", OnError: on})
+		core, logged := observer.New(zap.WarnLevel)
+		g.log = zap.New(core)
 		for _, body := range []string{`{"ok":true}`, `{"ok":false}`, `[]`, `x`} {
 			if err := send(t, g, Arrival{Client: c, Topic: "a", Payload: []byte(body)}); err != nil {
 				t.Fatal(err)
@@ -168,6 +173,12 @@ func TestFailuresOfProgramsAreCounted(t *testing.T) {
 		want := RouteCount{Route: "r", Match: "#", To: "press-7", Messages: 4, Unwanted: 1, Failed: 2, LastError: "program failed: the body is not JSON"}
 		if len(got) != 1 || got[0] != want {
 			t.Errorf("%d: got %+v, want %+v", on, got, want)
+		}
+		if n, want := g.Dropped("press-7"), map[OnError]uint64{ErrorDrop: 2}[on]; n != want {
+			t.Errorf("%d: dropped %d, want %d", on, n, want)
+		}
+		if all := logged.All(); len(all) != 1 || all[0].ContextMap()["error"] != "filter: program failed: expected an object but got: array ([])" {
+			t.Errorf("%d: logged %v", on, all)
 		}
 	}
 }

@@ -69,8 +69,9 @@ func (w *Watcher) enter(who *follower, places []place) []string {
 	return paths
 }
 
-// put makes sure that the folder that is at path now is watched, and not one that was there before. It says whether
-// changes in it raise events.
+// put makes sure that the folder that is at path now is watched, and not one that was there before. The watch is asked for
+// every time: it may have gone with a folder whose number the new one was given. It says whether changes in it raise
+// events.
 func (w *Watcher) put(path string) bool {
 	w.mu.Lock()
 	queue, f := w.queue, w.folders[path]
@@ -81,13 +82,10 @@ func (w *Watcher) put(path string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	id, ok := idOf(path)
-	if f.set && ok && id == f.id {
-		return !f.quiet
-	}
-	if f.set {
+	if f.set && (!ok || id != f.id) {
 		_ = queue.Remove(path) // gone with its folder, mostly
-		f.set = false
 	}
+	f.set = false
 	if err := queue.Add(path); err != nil {
 		w.complain(err)
 		return false

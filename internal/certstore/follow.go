@@ -65,6 +65,7 @@ type follower struct {
 
 	// Guarded by Watcher.mu.
 	due    time.Time // the next turn
+	asked  time.Time // has waited for it since; zero: it is not due
 	busy   bool      // has its turn
 	began  time.Time
 	ended  chan struct{} // somebody waits for the end of the turn; nil: nobody
@@ -134,16 +135,15 @@ func (f *follower) compare(now time.Time) {
 
 // touched starts to settle, or starts the quiet time again.
 func (f *follower) touched(now time.Time) {
-	if f.active {
-		if f.based && now.Sub(f.since) < quiet {
-			f.at = now.Add(quiet)
-		}
-		return
-	}
-	f.begin(now)
-	f.at = now
-	if rested := f.read.Add(f.w.rest); rested.After(now) {
-		f.at = rested
+	rested := f.read.Add(f.w.rest)
+	switch again := now.Add(quiet); {
+	case !f.active:
+		f.begin(now)
+		f.at = later(now, rested)
+	case f.based && now.Sub(f.since) < quiet:
+		f.at = again
+	case f.at.After(later(again, rested)): // what was doubted may be in order now
+		f.at = later(again, rested)
 	}
 }
 

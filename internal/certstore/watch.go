@@ -15,9 +15,11 @@ import (
 const (
 	// turnsAtOnce bounds the threads, stacks and garbage of many followers that look at their files at the same time. A turn
 	// that takes longer than turnWait does not count any more, and who has waited that long does not wait on: files that
-	// hang, as on a lost network share, must not keep the others from being followed.
+	// hang, as on a lost network share, must not keep the others from being followed. Each of those holds a thread, of
+	// which a service has a few hundred (TasksMax= in systemd.resource-control(5)): more than turnsAtMost do not hang.
 	turnsAtOnce = 4
 	turnWait    = 5 * time.Second
+	turnsAtMost = 128
 )
 
 // WatcherOptions configure a Watcher; the zero value is good.
@@ -84,11 +86,16 @@ func (w *Watcher) add(s subject) {
 func (w *Watcher) dispatch(now time.Time) (again time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	taken := 0
+	taken, hang := 0, 0
 	for _, f := range w.followers {
-		if late := f.began.Add(turnWait); f.busy && late.After(now) {
+		late := f.began.Add(turnWait)
+		switch {
+		case !f.busy:
+		case late.After(now):
 			taken++
 			again = earliest(again, late)
+		default:
+			hang++
 		}
 	}
 	for _, f := range w.followers {
@@ -98,10 +105,16 @@ func (w *Watcher) dispatch(now time.Time) (again time.Time) {
 		if f.due.After(now) && f.bell().rung() {
 			f.due = now
 		}
-		late := f.due.Add(turnWait)
-		switch {
-		case f.due.After(now):
+		if f.due.After(now) {
 			again = earliest(again, f.due)
+			continue
+		}
+		if f.asked.IsZero() {
+			f.asked = now
+		}
+		late := f.asked.Add(turnWait)
+		switch {
+		case taken+hang >= turnsAtMost: // an end wakes Run
 		case taken < turnsAtOnce || !late.After(now):
 			taken++
 			w.give(f, now)
@@ -115,7 +128,7 @@ func (w *Watcher) dispatch(now time.Time) (again time.Time) {
 // give starts a follower's turn, with the lock held. It has a goroutine of its own for as long as it takes, and none
 // afterwards: reading and parsing need a deep stack.
 func (w *Watcher) give(f *follower, now time.Time) {
-	f.busy, f.began = true, now
+	f.busy, f.began, f.asked = true, now, time.Time{}
 	w.turns.Go(func() {
 		due := f.turn()
 		w.mu.Lock()

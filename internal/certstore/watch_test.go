@@ -3,10 +3,13 @@ package certstore
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/pem"
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"gatewayd/internal/certstore/certtest"
@@ -171,6 +174,61 @@ func TestEventsAloneSeeEveryReplacement(t *testing.T) {
 	}
 }
 
+// TestFolderMadeAgainAtOnceStaysWatched: file systems give a new folder the number of the one that was just removed,
+// which takes the watch with it.
+func TestFolderMadeAgainAtOnceStaysWatched(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.poll, r.rest = time.Hour, 50*time.Millisecond
+	dir := filepath.Join(r.dir, "certs")
+	r.src = Source{Cert: filepath.Join(dir, "tls.crt"), Key: filepath.Join(dir, "tls.key")}
+	r.o.Source, r.o.TrialSpacing = r.src, -1
+	must(t, os.Mkdir(dir, 0o700))
+	r.put(certtest.Leaf{})
+	r.run()
+	eventually(t, "watching", func() bool { return r.store.Status().Watch == "events" })
+	for range 3 {
+		p := r.issue(certtest.Leaf{})
+		must(t, os.RemoveAll(dir))
+		must(t, os.Mkdir(dir, 0o700))
+		must(t, p.Write(r.src.Cert, r.src.Key))
+		r.eventuallyCandidate(r.cred(p))
+		r.store.Commit(r.cred(p), 0)
+		c := r.put(certtest.Leaf{})
+		r.eventuallyCandidate(c)
+		r.store.Commit(c, 0)
+	}
+}
+
+// TestRepairOfADoubtfulChainIsSeenAtOnce: a chain that lost its intermediates is doubted for long, but what replaces it
+// meanwhile is not.
+func TestRepairOfADoubtfulChainIsSeenAtOnce(t *testing.T) {
+	virtual(t, func(t *testing.T, r *rig) {
+		sub, err := r.ca.Intermediate("line CA")
+		must(t, err)
+		chained := func() *certtest.Pair {
+			p, err := sub.Issue(certtest.Leaf{CN: press})
+			must(t, err)
+			return p
+		}
+		must(t, chained().Write(r.src.Cert, r.src.Key))
+		stop := r.run()
+		defer stop()
+		time.Sleep(time.Minute)
+		next := chained()
+		block, _ := pem.Decode(next.CertPEM)
+		r.write(r.src.Cert, pem.EncodeToMemory(block))
+		r.write(r.src.Key, next.KeyPEM)
+		r.store.ring.touch()
+		time.Sleep(2 * time.Second)
+		r.wantCandidate(nil)
+		r.write(r.src.Cert, next.CertPEM)
+		r.store.ring.touch()
+		time.Sleep(2 * time.Second)
+		r.wantCandidate(r.cred(next))
+	})
+}
+
 // TestPollAloneSeesEveryReplacement stands for file systems that raise no events.
 func TestPollAloneSeesEveryReplacement(t *testing.T) {
 	for _, l := range layouts() {
@@ -316,11 +374,12 @@ func TestIdentitiesInOneFolderAreWokenByTheirOwnFiles(t *testing.T) {
 type stuck struct {
 	ring bell
 	free chan struct{}
+	all  *atomic.Int32 // that look at their files
 }
 
 func (s *stuck) bell() *bell                            { return &s.ring }
 func (s *stuck) paths() []string                        { return nil }
-func (s *stuck) look(func(Source) sight) view           { <-s.free; return view{} }
+func (s *stuck) look(func(Source) sight) view           { s.all.Add(1); <-s.free; return view{} }
 func (s *stuck) judge(view, time.Duration) (again bool) { return false }
 func (s *stuck) settles(bool)                           {}
 func (s *stuck) tick(time.Time) (next time.Time)        { return next }
@@ -335,7 +394,7 @@ func TestFilesThatHangDelayNobodyElse(t *testing.T) {
 		r.watcher.Add(r.store)
 		free := make(chan struct{})
 		for range 5 * turnsAtOnce {
-			r.watcher.add(&stuck{free: free})
+			r.watcher.add(&stuck{free: free, all: new(atomic.Int32)})
 		}
 		stop := r.runWatcher()
 		time.Sleep(turnWait + time.Second)
@@ -361,6 +420,28 @@ type counted struct {
 func (c *counted) look(read func(Source) sight) view {
 	c.readings++
 	return c.subject.look(read)
+}
+
+// TestStartTakesTurns: many followers that are due at once, as at the start or after the machine was suspended, do not
+// all look at the same time.
+func TestStartTakesTurns(t *testing.T) {
+	virtual(t, func(t *testing.T, r *rig) {
+		r.open()
+		r.watcher = NewWatcher(WatcherOptions{PollOnly: true})
+		free := make(chan struct{})
+		var looking atomic.Int32
+		for range 10 * turnsAtOnce {
+			r.watcher.add(&stuck{free: free, all: &looking})
+		}
+		time.Sleep(time.Minute)
+		stop := r.runWatcher()
+		synctest.Wait()
+		if n := looking.Load(); n != turnsAtOnce {
+			t.Errorf("%d look at once", n)
+		}
+		close(free)
+		stop()
+	})
 }
 
 func TestEventStormCausesFewReadings(t *testing.T) {

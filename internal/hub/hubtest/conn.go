@@ -45,6 +45,7 @@ type conn struct {
 	lastRead atomic.Int64 // UnixNano of the latest complete packet
 	gated    atomic.Bool  // not reading on purpose, so silence is not the client's fault
 	silent   atomic.Bool  // deaf and mute on request
+	over     atomic.Bool  // a later connection has the identity: what still waits to be read counts for nothing
 
 	sent sentIDs // guarded by the identity
 	out  outbox
@@ -261,6 +262,9 @@ func (c *conn) attach() bool {
 	id.mu.Lock()
 	old := id.conn
 	id.conn = c
+	if old != nil {
+		old.over.Store(true) // before the client hears of c, and sends again
+	}
 	if c.clean || !id.stored {
 		id.subs = subscriptions{}
 	}

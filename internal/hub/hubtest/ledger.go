@@ -162,12 +162,17 @@ func (l *ledger) touch() {
 	}
 }
 
-// add keeps a message and returns its index.
-func (l *ledger) add(m *Message) {
+// add keeps a message, unless the connection that brought it is over: behind what its successor brought, it would look
+// like a disorder that the client did not make.
+func (l *ledger) add(m *Message, over *atomic.Bool) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if over.Load() {
+		return false
+	}
 	m.Index = len(l.messages)
 	l.messages = append(l.messages, *m)
+	return true
 }
 
 // Violation is a rule that a client broke, whether or not the connection was closed for it.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -204,6 +205,9 @@ func (c *conn) telemetry(p inbound, rawBag []byte) {
 		c.violate(33, "message of %d bytes", n)
 		return
 	}
+	if c.over.Load() {
+		return
+	}
 	count := &c.id.count
 	fate, at := c.fate(p)
 	if fate == Cut || fate == Lose {
@@ -249,8 +253,8 @@ func (c *conn) keep(p inbound) {
 	}
 	if c.h.ledger.mode == KeepAll || c.h.hooks.onMessage.Load() != nil {
 		m := c.message(p)
-		if c.h.ledger.mode == KeepAll {
-			c.h.ledger.add(&m)
+		if c.h.ledger.mode == KeepAll && !c.h.ledger.add(&m, &c.over) {
+			return
 		}
 		if f := c.h.hooks.onMessage.Load(); f != nil {
 			(*f)(m)
@@ -282,7 +286,7 @@ func (c *conn) publishWill() {
 	m := c.message(inbound{topic: []byte(c.will.Topic), body: c.will.Payload, qos: c.will.QoS, retain: c.will.Retain})
 	m.Will = true
 	if c.h.ledger.mode == KeepAll {
-		c.h.ledger.add(&m)
+		c.h.ledger.add(&m, new(atomic.Bool))
 	}
 	c.id.count.messages.Add(1)
 	if f := c.h.hooks.onMessage.Load(); f != nil {

@@ -3,6 +3,7 @@ package hubtest
 import (
 	"fmt"
 	"strings"
+	"testing"
 	"testing/synctest"
 	"time"
 
@@ -354,4 +355,36 @@ func manyPairs(n int) string {
 		parts[i] = fmt.Sprintf("k%d=v", i)
 	}
 	return strings.Join(parts, "&")
+}
+
+// TestMessagesOfADisplacedConnectionCountForNothing: what the hub has read of the old connection and not yet judged
+// when the new one is accepted must not turn up behind what the client has sent again.
+func TestMessagesOfADisplacedConnectionCountForNothing(t *testing.T) {
+	inBubble(t, Options{}, func(r *rig) {
+		judging, free := make(chan struct{}), make(chan struct{})
+		r.hub.Judge(func(m Message) Fate {
+			if string(m.Body) == "late" {
+				close(judging)
+				<-free
+			}
+			return Keep
+		})
+		old := r.online("press-7")
+		var both []byte // at once, so that the hub has read the second too
+		for i, body := range []string{"late", "later"} {
+			p := packet.Publish{Topic: events("press-7", ""), Payload: []byte(body), ID: uint16(i + 1), QoS: 1}
+			both = must(p.Append(both, packet.V311))(t)
+		}
+		old.write(both)
+		<-judging
+		c := r.online("press-7")
+		c.publish(1, events("press-7", ""), "again")
+		c.wantPuback(1)
+		close(free)
+		c.alive()
+		synctest.Wait()
+		if got := r.hub.Messages(); len(got) != 1 || string(got[0].Body) != "again" {
+			t.Errorf("%d messages arrived, first %q", len(got), got[0].Body)
+		}
+	})
 }

@@ -14,7 +14,6 @@ import (
 
 	"gatewayd/internal/certstore"
 	"gatewayd/internal/config"
-	"gatewayd/internal/downstream"
 	"gatewayd/internal/hub"
 )
 
@@ -60,7 +59,7 @@ type checker struct {
 }
 
 func (c *checker) problem(path, reason string) {
-	c.problems = append(c.problems, errors.New(config.Problem{File: c.file, Path: path, Reason: reason}.String()))
+	c.problems = append(c.problems, errors.New(located(c.file, path, reason).String()))
 }
 
 // certificates reads and describes what every identity has.
@@ -173,9 +172,9 @@ func (c *checker) trust() {
 
 // local builds the listeners without binding them, which reads their files.
 func (c *checker) local() {
-	router, err := downstream.NewRouter(routes(c.cfg.Routes), c.cfg.Names())
+	router, err := newRouter(c.cfg)
 	if err != nil {
-		c.problem("routes", err.Error())
+		c.problems = append(c.problems, err)
 		return
 	}
 	if err := tryListeners(c.cfg, router); err != nil {

@@ -177,7 +177,7 @@ func makeStateDir(dir string) error {
 // openLocal binds the listeners. Messages that arrive before Run wait in the
 // kernel.
 func (g *gateway) openLocal(a *arrangement) error {
-	router, err := downstream.NewRouter(routes(a.cfg.Routes), a.cfg.Names())
+	router, err := newRouter(a.cfg)
 	if err != nil {
 		return &exitError{exitUsage, err}
 	}
@@ -200,6 +200,25 @@ func (g *gateway) openLocal(a *arrangement) error {
 	}
 	a.sources, err = openSources(a.cfg.Downstream, g.gate, g.local, g.log)
 	return err
+}
+
+// newRouter compiles the routes; what is wrong with them is told as for any key.
+func newRouter(cfg *config.Config) (*downstream.Router, error) {
+	router, err := downstream.NewRouter(routes(cfg.Routes), cfg.Names())
+	if err == nil {
+		return router, nil
+	}
+	var problems []config.Problem
+	for _, e := range err.(interface{ Unwrap() []error }).Unwrap() {
+		path, reason, _ := strings.Cut(e.Error(), ": ")
+		problems = append(problems, located(cfg.File, path, reason))
+	}
+	return nil, &config.Error{Problems: problems}
+}
+
+// located is a problem that showed after the file had loaded.
+func located(file, path, reason string) config.Problem {
+	return config.Problem{File: file, Line: config.Line(file, path), Path: path, Reason: reason}
 }
 
 func routes(all []config.Route) []downstream.Route {

@@ -59,7 +59,7 @@ func (g *gateway) use(cfg *config.Config, err error) (string, error) {
 	}
 	var router *downstream.Router
 	if err == nil {
-		router, err = downstream.NewRouter(routes(cfg.Routes), cfg.Names())
+		router, err = newRouter(cfg)
 	}
 	if err == nil {
 		err = tryListeners(cfg, router)

@@ -78,7 +78,7 @@ func parseProperties(texts []string) ([]queue.Property, error) {
 }
 
 func previewRoute(cmd *cobra.Command, cfg *config.Config, a downstream.Arrival) error {
-	router, err := downstream.NewRouter(routes(cfg.Routes), cfg.Names())
+	router, err := newRouter(cfg)
 	if err != nil {
 		return &exitError{exitUsage, err}
 	}

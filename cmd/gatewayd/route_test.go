@@ -2,6 +2,8 @@ package main
 
 import (
 	"errors"
+	"fmt"
+	"os"
 	"regexp"
 	"strings"
 	"testing"
@@ -66,11 +68,19 @@ routes:
 
 func TestRouteWantsATopicAndGoodPrograms(t *testing.T) {
 	s := newSite(t)
-	s.config("routes: [{match: a, to: press-7, filter: \".a |\"}]\n")
+	s.config("routes:\n  - match: a\n    to: press-7\n    filter: \".a |\"\n    set: {k: \".b |\"}\n")
 	_, _, err := execute(t, newRouteCommand(), "", "-c", s.path("config.yaml"))
 	wantUsage(t, err, "arg")
 	_, _, err = execute(t, newRouteCommand(), "", "-c", s.path("config.yaml"), "a", "-p", "x")
 	wantUsage(t, err, "KEY=VALUE")
 	_, _, err = execute(t, newRouteCommand(), "", "-c", s.path("config.yaml"), "a")
 	wantUsage(t, err, "routes[0].filter: not a jq program: ")
+	text, err := os.ReadFile(s.path("config.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := func(key string) int { return 1 + strings.Count(strings.Split(string(text), key)[0], "\n") }
+	_, _, err = execute(t, newCheckCommand(), "", "-c", s.path("config.yaml"))
+	wantUsage(t, err, fmt.Sprintf("config.yaml:%d: routes[0].filter: not a jq program: ", line("filter:")))
+	wantUsage(t, err, fmt.Sprintf("config.yaml:%d: routes[0].set.k: not a jq program: ", line("set:")))
 }

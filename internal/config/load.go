@@ -62,6 +62,22 @@ func Parse(name string, data []byte) (*Config, error) {
 	return d.whole(abs, d.document(data))
 }
 
+// Line is where a key path stands in a file, for problems that only show once the
+// file has loaded; 0 when that cannot be told.
+func Line(name, path string) int {
+	data, err := read(name)
+	if err != nil {
+		return 0
+	}
+	d := &decoder{file: name, lines: map[string]int{}}
+	if root := d.document(data); root != nil {
+		c := Defaults()
+		d.dir = filepath.Dir(name)
+		d.config(root, &c)
+	}
+	return d.line(path)
+}
+
 // whole reads the tree of a file, nil when there is none, into a configuration.
 func (d *decoder) whole(abs string, root *yaml.Node) (*Config, error) {
 	d.dir = filepath.Dir(abs)

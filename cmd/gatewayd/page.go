@@ -84,7 +84,7 @@ func pageIdentity(id *identityReport) statuspage.Identity {
 	// Seconds are enough, and what does not change is not sent again.
 	v := statuspage.Identity{
 		Name: id.Name, HubID: id.HubID, State: id.State, Connected: id.Connected, Since: id.Since.Round(time.Second), Fault: id.FirstFault, Hint: id.Hint,
-		Received: id.Queue.Appended, Delivered: id.Delivered, Queued: id.Queue.Messages, Bytes: id.Queue.Bytes,
+		Received: id.Queue.Appended, Delivered: id.Queue.Acked, Queued: id.Queue.Messages, Bytes: id.Queue.Bytes,
 		OldestSec: int64(id.Queue.OldestSeconds), Aside: id.Queue.Aside, Rotations: id.Rotations,
 	}
 	if c := id.Certificate.Current; c != nil {

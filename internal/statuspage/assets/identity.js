@@ -110,11 +110,11 @@ function show(d) {
   put($("hub-id"), id.hub_id + " at " + id.host);
   showVerdict(id);
   const q = id.queue;
-  rates.add(q.appended, id.delivered);
+  rates.add(q.appended, q.acked);
   const r = rates.get();
   tile("state", id.state, "", id.connected ? "" : id.first_fault ? "bad" : "warn");
   tile("in", num(q.appended), r ? rate(r.in) + " per second" : "messages");
-  tile("out", num(id.delivered), r ? rate(r.out) + " per second" : "messages");
+  tile("out", num(q.acked), r ? rate(r.out) + " per second" : "messages");
   tile("queued", num(q.messages), q.messages ? bytes(q.bytes) + ", oldest " + span(q.oldest_seconds) : id.in_flight + " in flight");
   const dropped = Object.values(q.dropped || {}).reduce((a, b) => a + b, 0);
   tile("aside", num(q.aside), num(dropped) + " dropped", q.aside ? "warn" : "");
@@ -122,7 +122,7 @@ function show(d) {
   tile("connects", num((id.connects || {}).accepted || 0), num(failed) + " failed");
   tile("rotations", num(id.rotations), id.last_rotation ? "gap " + id.last_rotation.gap_ms + " ms" : "none since the start");
   $("tiles").hidden = false;
-  flow.show(minutes(d.chart, q.appended, id.delivered));
+  flow.show(minutes(d.chart, q.appended, q.acked));
   showCertificate(id.certificate);
   showWay(id);
   showRotation(id.last_rotation, id.rotations);

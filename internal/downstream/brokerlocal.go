@@ -38,6 +38,7 @@ func (b *Broker) passOn(ctx context.Context, m *autopaho.ConnectionManager) {
 				break
 			}
 			if !b.passOne(m, one) {
+				b.mirror.giveBack(one)
 				again.Reset(brokerOffer)
 			}
 		}

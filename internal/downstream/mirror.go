@@ -1,18 +1,21 @@
 package downstream
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // mirror is a subscriber of Local that is no client: everything for local clients,
 // which a broker is to have too. It takes messages only while it is up. What it was
-// given and could not pass on is not acknowledged; whoever keeps such messages is
-// asked to offer them again with renew.
+// given and could not pass on it gives back, unacknowledged; whoever keeps such
+// messages is asked to offer them again with renew.
 type mirror struct {
 	local *Local
 	wake  chan struct{} // one-slot: something to take, or another state
 
 	// Guarded by Local.mu:
 	isUp    bool
-	number  uint64 // as of a session, another one whenever all is to be offered again
+	number  uint64 // as of a session
 	waiting []mirrored
 	bytes   int
 	refused bool // something did not fit
@@ -34,6 +37,8 @@ func (l *Local) addMirror() *mirror {
 	if l.mirrors == nil {
 		l.mirrors = make(map[*mirror]struct{})
 	}
+	l.lastSession++
+	m.number = l.lastSession
 	l.mirrors[m] = struct{}{}
 	return m
 }
@@ -57,10 +62,14 @@ func (l *Local) mirrorLocked(m LocalMessage, once *acknowledgement) (takers int)
 
 func (r *mirror) putLocked(m mirrored) bool {
 	cfg := &r.local.cfg
-	// Retained values have a bound of their own, and are what a broker needs most.
-	if !m.m.Retain && (len(r.waiting) >= cfg.QueueMessages || r.bytes+m.size() > cfg.QueueBytes) {
-		r.refused = true
-		return false
+	if len(r.waiting) >= cfg.QueueMessages || r.bytes+m.size() > cfg.QueueBytes {
+		// Retained values have a bound of their own, of which the last of each topic
+		// counts, and are what a broker needs most.
+		if !m.m.Retain {
+			r.refused = true
+			return false
+		}
+		r.supersedeLocked(m.m.Topic)
 	}
 	r.waiting = append(r.waiting, m)
 	r.bytes += m.size()
@@ -68,11 +77,22 @@ func (r *mirror) putLocked(m mirrored) bool {
 	return true
 }
 
+// supersedeLocked lets go of the retained value of a topic that waits.
+func (r *mirror) supersedeLocked(topic string) {
+	r.waiting = slices.DeleteFunc(r.waiting, func(m mirrored) bool {
+		old := m.m.Retain && m.m.Topic == topic
+		if old {
+			r.bytes -= m.size()
+		}
+		return old
+	})
+}
+
 // up begins to take messages, the retained values first.
 func (r *mirror) up() {
 	l := r.local
 	l.mu.Lock()
-	r.isUp, r.waiting, r.bytes = true, nil, 0
+	r.isUp = true
 	for _, m := range l.retained {
 		if !m.Azure {
 			r.putLocked(mirrored{m: m})
@@ -86,17 +106,26 @@ func (r *mirror) up() {
 func (r *mirror) down() {
 	r.local.mu.Lock()
 	defer r.local.mu.Unlock()
+	for _, m := range r.waiting {
+		m.m.Offer.removeLocked(r.number)
+	}
 	r.isUp, r.waiting, r.bytes, r.refused = false, nil, 0, false
 }
 
-// renew asks for everything that waits for an acknowledgement.
+// giveBack lets a message that could not be passed on be offered again.
+func (r *mirror) giveBack(m mirrored) {
+	r.local.mu.Lock()
+	defer r.local.mu.Unlock()
+	m.m.Offer.removeLocked(r.number)
+}
+
+// renew asks for everything that waits for an acknowledgement and was not taken, or
+// given back.
 func (r *mirror) renew() {
-	l := r.local
-	l.mu.Lock()
-	l.lastSession++
-	r.number, r.refused = l.lastSession, false
-	l.mu.Unlock()
-	l.subscribed([]string{LocalPrefix + "#"})
+	r.local.mu.Lock()
+	r.refused = false
+	r.local.mu.Unlock()
+	r.local.subscribed([]string{LocalPrefix + "#"})
 }
 
 // next is the oldest message that waits and has not expired.

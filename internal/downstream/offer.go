@@ -28,6 +28,13 @@ func (o *Offer) addLocked(number uint64) {
 	o.given[number] = struct{}{}
 }
 
+// removeLocked lets a session be given the message again.
+func (o *Offer) removeLocked(number uint64) {
+	if o != nil {
+		delete(o.given, number)
+	}
+}
+
 // SubscriptionWatcher is what the Commands given to NewLocal may be besides.
 type SubscriptionWatcher interface {
 	// Subscribed is called after a client was granted a subscription and was sent

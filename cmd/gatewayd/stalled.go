@@ -22,6 +22,7 @@ type rollCall struct {
 	g    *gateway
 	mu   sync.Mutex
 	last map[part]turn // guarded by mu
+	call *call         // the latest; guarded by mu
 }
 
 // part names a component without putting a text together: all are named every few
@@ -47,46 +48,74 @@ func (r *rollCall) stalled() string {
 	return r.stuck(time.Now())
 }
 
+// call is one round of questions.
+type call struct {
+	began    time.Time
+	finished chan struct{}
+
+	mu    sync.Mutex
+	asked part // guarded by mu
+}
+
+func (c *call) say(what, name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.asked = part{what, name}
+}
+
+func (c *call) ask(g *gateway) {
+	defer close(c.finished)
+	a := g.now.Load()
+	c.say("queue", "")
+	g.journal.Stats()
+	c.say("commands", "")
+	g.cloud.Steps()
+	c.say("certificates", "")
+	g.watcher.Rounds()
+	for _, id := range a.identities {
+		c.say("queue of ", id.cfg.Name)
+		id.queue.Stats()
+		c.say("session ", id.cfg.Name)
+		id.session.Turns()
+		c.say("certificates of ", id.cfg.Name)
+		id.store.Current()
+	}
+	for _, m := range a.mqtt {
+		c.say("mqtt listener ", m.Addr().String())
+		m.Stats()
+	}
+}
+
+// latestCall begins a call unless one is still under way: a component that hangs for
+// days holds one of them, however often it is asked for.
+func (r *rollCall) latestCall() *call {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.call != nil {
+		select {
+		case <-r.call.finished:
+		default:
+			return r.call
+		}
+	}
+	c := &call{began: time.Now(), finished: make(chan struct{})}
+	r.call = c
+	go c.ask(r.g) // nobody can wait for one that hangs
+	return c
+}
+
 // unanswered asks everybody, and names who holds its lock for ever.
 func (r *rollCall) unanswered() string {
-	asked := make(chan part, 1)
-	finished := make(chan struct{})
-	go func() {
-		defer close(finished)
-		say := func(what, name string) {
-			select {
-			case <-asked:
-			default:
-			}
-			asked <- part{what, name}
-		}
-		a := r.g.now.Load()
-		say("queue", "")
-		r.g.journal.Stats()
-		say("commands", "")
-		r.g.cloud.Steps()
-		say("certificates", "")
-		r.g.watcher.Rounds()
-		for _, id := range a.identities {
-			say("queue of ", id.cfg.Name)
-			id.queue.Stats()
-			say("session ", id.cfg.Name)
-			id.session.Turns()
-			say("certificates of ", id.cfg.Name)
-			id.store.Current()
-		}
-		for _, m := range a.mqtt {
-			say("mqtt listener ", m.Addr().String())
-			m.Stats()
-		}
-	}()
-	limit := time.NewTimer(stallLimit)
+	c := r.latestCall()
+	limit := time.NewTimer(stallLimit - time.Since(c.began))
 	defer limit.Stop()
 	select {
-	case <-finished:
+	case <-c.finished:
 		return ""
 	case <-limit.C:
-		return (<-asked).String()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.asked.String()
 	}
 }
 

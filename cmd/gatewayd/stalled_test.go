@@ -51,4 +51,22 @@ func TestWatchdogFindsWhoStandsStill(t *testing.T) {
 	}
 	close(release)
 	eventually(t, 10*time.Second, "it goes on", func() bool { return in(2*time.Hour) == "" })
+
+	// Whoever does not answer is named at once, and asked no second time.
+	hung := &call{began: time.Now().Add(-2 * stallLimit), finished: make(chan struct{}), asked: part{"queue of ", "press-7"}}
+	roll.mu.Lock()
+	roll.call = hung
+	roll.mu.Unlock()
+	for range 3 {
+		if what := roll.stalled(); what != "queue of press-7 does not answer" {
+			t.Errorf("named %q", what)
+		}
+		if roll.latestCall() != hung {
+			t.Error("asked again although there is no answer yet")
+		}
+	}
+	close(hung.finished)
+	if what := roll.unanswered(); what != "" {
+		t.Errorf("%s does not answer, after it did", what)
+	}
 }

@@ -161,12 +161,13 @@ func (o *overlay) merge(into, from *yaml.Node, path, key string) {
 			o.refuse(path + "." + keyText(name))
 			continue
 		}
-		if value.Kind != yaml.MappingNode {
+		have := get(into, name)
+		if have == nil || have.Kind != yaml.MappingNode || value.Kind != yaml.MappingNode {
 			put(into, name, value)
 			continue
 		}
 		for j := 0; j+1 < len(value.Content); j += 2 {
-			put(branch(into, name), value.Content[j].Value, value.Content[j+1])
+			put(have, value.Content[j].Value, value.Content[j+1])
 		}
 	}
 }
@@ -215,8 +216,7 @@ func own(n **yaml.Node) *yaml.Node {
 	return *n
 }
 
-// branch is the mapping at a key, made where it is missing. What is no mapping stays
-// for the decoder to report.
+// branch is the mapping at a key, made where it is missing.
 func branch(mapping *yaml.Node, key string) *yaml.Node {
 	n := get(mapping, key)
 	if n == nil || isNull(n) {

@@ -63,6 +63,7 @@ func TestDesiredPropertiesAreCheckedLikeTheFile(t *testing.T) {
 	for document, want := range map[string]string{
 		`{"log":{"level":"loud"}}`:                          `log.level: "loud" is none of debug, info, warn, error`,
 		`{"hub":{"send_rate":-1}}`:                          `hub.send_rate: -1 is not a number per second from 0 to 1000000`,
+		`{"hub":{"send_rate":{"x":1}}}`:                     `hub.send_rate: is a mapping`,
 		`{"hub":{"connect_rate":1}}`:                        `hub.connect_rate: may not come from desired properties; hub.desired_config.allow has log.level, hub.send_rate, routes.pack`,
 		`{"hub":{"desired_config":{"identity":""}}}`:        `hub.desired_config: may not come from desired properties`,
 		`{"identities":{}}`:                                 `identities: may not come from desired properties`,

@@ -186,7 +186,10 @@ func (g *gateway) applyDesired(document []byte) {
 		changes, err := g.useDesired(want)
 		d.tell(want.Identity, version, err)
 		if err != nil {
-			log.Warn("configuration in the desired properties refused", zap.Error(err))
+			// It is looked at with every connection: the file may fit by now.
+			if now := d.now(cfg); last == nil || *last != *now {
+				log.Warn("configuration in the desired properties refused", zap.Error(err))
+			}
 			break
 		}
 		log.Info("configuration in the desired properties applied", zap.String("changes", changes))

@@ -9,6 +9,10 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
+	"gatewayd/internal/config"
 	"gatewayd/internal/hub/hubtest"
 )
 
@@ -104,5 +108,27 @@ func TestConfigurationFromDesiredProperties(t *testing.T) {
 	}
 	if code := p.stop(); code != 0 {
 		t.Errorf("exit code %d", code)
+	}
+}
+
+// The hub tells the desired properties with every connection. A document that stays
+// bad is news once.
+func TestBadDesiredConfigurationIsLoggedOnce(t *testing.T) {
+	t.Parallel()
+	s := newPlant(t, hubtest.Options{}, "press-7")
+	s.writeConfig("hub: {trust: [hub-ca.pem], system_roots: false, desired_config: {identity: press-7}}\n")
+	core, lines := observer.New(zap.WarnLevel)
+	g := must(newGateway(must(config.Load(s.path("config.yaml")))(t), zap.New(core), zap.NewAtomicLevel()))(t)
+	defer g.close()
+	refused := func() int { return lines.FilterMessage("configuration in the desired properties refused").Len() }
+	for range 3 {
+		g.applyDesired([]byte(`{"gatewayd":{"log":{"level":"loud"}},"$version":4}`))
+	}
+	if n := refused(); n != 1 {
+		t.Errorf("%d lines about one document", n)
+	}
+	g.applyDesired([]byte(`{"gatewayd":{"log":{"level":"quiet"}},"$version":5}`))
+	if n := refused(); n != 2 {
+		t.Errorf("%d lines about two documents", n)
 	}
 }

@@ -341,7 +341,7 @@ func TestDroppedIdentityIsForgotten(t *testing.T) {
 }
 
 func TestCallbacksComeInOrderFromManyInFlight(t *testing.T) {
-	j, _ := start(t, Options{Dir: t.TempDir(), PendingBytes: 64 << 10}) // Append has to wait for room
+	j, stop := start(t, Options{Dir: t.TempDir(), PendingBytes: 64 << 10}) // Append has to wait for room
 	q := mustQueue(t, j, "press-7", Limits{})
 	const n = 5000
 	var mu sync.Mutex
@@ -370,6 +370,7 @@ func TestCallbacksComeInOrderFromManyInFlight(t *testing.T) {
 			t.Fatalf("callback %d has sequence %d", i, seq)
 		}
 	}
+	stop() // others are let in after the callbacks
 	if s := j.Stats(); s.Syncs*20 > n || s.Pending != 0 {
 		t.Errorf("%d syncs for %d messages, %d bytes pending", s.Syncs, n, s.Pending)
 	}

@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"cmp"
 	"errors"
 	"io"
 	"slices"
@@ -114,7 +115,7 @@ func (j *Journal) rescan(g *segment, qid uint32, class uint8, first, last uint64
 			}
 		}
 	})
-	slices.SortFunc(recs, func(a, b rec) int { return int(int64(a.seq) - int64(b.seq)) })
+	slices.SortFunc(recs, func(a, b rec) int { return cmp.Compare(a.seq, b.seq) })
 	return recs, err
 }
 

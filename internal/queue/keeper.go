@@ -141,7 +141,7 @@ func (j *Journal) expire(ctx context.Context) {
 		queues = append(queues, q)
 	}
 	j.mu.Unlock()
-	slices.SortFunc(queues, func(a, b *Queue) int { return int(int64(a.id) - int64(b.id)) })
+	slices.SortFunc(queues, func(a, b *Queue) int { return cmp.Compare(a.id, b.id) })
 	for _, q := range queues {
 		for c := uint8(0); c <= MaxPriority && ctx.Err() == nil; c++ {
 			q.expireLane(ctx, c)

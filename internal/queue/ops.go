@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -59,7 +60,7 @@ func (q *Queue) place(class uint8, seq uint64) (*segment, uint32, error) {
 			return nil, 0, err
 		}
 	}
-	i, ok := slices.BinarySearchFunc(recs, uint32(seq-x.first), func(r rec, s uint32) int { return int(int64(r.seq) - int64(s)) })
+	i, ok := slices.BinarySearchFunc(recs, uint32(seq-x.first), func(r rec, s uint32) int { return cmp.Compare(r.seq, s) })
 	if !ok {
 		return nil, 0, nil
 	}

@@ -101,7 +101,7 @@ func (s *scanner) run() (int64, error) {
 			break
 		}
 		if next < 0 {
-			next = limit
+			next = max(limit, s.end) // beyond the file, when it was cut
 		}
 		if err := s.salvage(s.off, next); err != nil {
 			return 0, err
@@ -110,6 +110,9 @@ func (s *scanner) run() (int64, error) {
 		good = next
 	}
 	if s.end >= 0 {
+		if s.off < s.end && s.size < s.end {
+			s.damage(s.off, s.end)
+		}
 		s.flush(true)
 		return s.end, nil
 	}

@@ -80,7 +80,7 @@ func (j *Journal) verifySegment(g *segment, r *Report) error {
 		return nil // the daemon has used the file again since
 	default:
 		for _, off := range [...]int{0, segHeaderCopy} {
-			if c, ok := parseSegHeader(b[off:n]); !ok || c.version != h.version {
+			if c, ok := parseSegHeader(b[min(off, n):n]); !ok || c.version != h.version {
 				fault(int64(off), "one copy of the segment header")
 			}
 		}

@@ -179,7 +179,7 @@ func otherWay(ctx context.Context, cfg hub.Config, cred *certstore.Credential, f
 }
 
 // quietLimit is how long a connected session with messages in flight may go without
-// an acknowledgement before that is told.
+// an acknowledgement, and one that connects without an answer, before that is told.
 const quietLimit = 10 * time.Second
 
 // contestFrom connections that were accepted and lost within a minute each look like

@@ -269,10 +269,13 @@ func firstIdentityFault(s hub.Status, c certstore.Status, trust []string) (fault
 	return "", ""
 }
 
-// flowFault is what is wrong with an identity whose connection is well: readings
-// that do not get on.
+// flowFault is what is wrong with an identity of whose connection nothing bad is
+// known: it takes long, or readings do not get on.
 func (r *identityReport) flowFault(cfg *config.Identity) (fault, hint string) {
 	switch {
+	case !r.Connected && time.Since(r.Since) > quietLimit:
+		return fmt.Sprintf("not connected yet: %s for %s", r.State, time.Since(r.Since).Round(time.Second)),
+			"an answer is waited for, or with many identities the turn (hub.connect_rate); gatewayd doctor tells the step"
 	case r.Unacked != nil:
 		return fmt.Sprintf("connected, and none of %d messages in flight was acknowledged for %s", r.InFlight, time.Since(*r.Unacked).Round(time.Second)),
 			"the hub throttles, or the daily message quota is used up (it resets at 00:00 UTC): look at the hub's metrics, and at hub.send_rate"

@@ -93,6 +93,18 @@ func TestStatusTellsOfReadingsThatDoNotGetOn(t *testing.T) {
 	eventually(t, 20*time.Second, "that nothing is acknowledged", says("in flight was acknowledged"))
 }
 
+// A hub that takes the connection and says nothing is no outage yet, and not well.
+func TestStatusTellsOfAConnectThatTakesLong(t *testing.T) {
+	t.Parallel()
+	s := newPlant(t, hubtest.Options{}, "press-7")
+	s.hub.HangTLS(true)
+	s.run()
+	eventually(t, 25*time.Second, "that it takes long", func() bool {
+		id, ok := s.identityStatus("press-7")
+		return ok && strings.HasPrefix(id.FirstFault, "not connected yet: connecting for 1") && id.Fault == nil
+	})
+}
+
 func TestThePageShowsAzureSDKClients(t *testing.T) {
 	r := report{AzureClients: []azureReport{{"127.0.0.1:8883", downstream.AzureStatus{Identity: "press-7", Connected: true}}}}
 	if got := fmt.Sprint(pageListeners(&r)); got != "[{Azure SDK client press-7 1 }]" {

@@ -30,6 +30,9 @@ const (
 	// offerAgain is how often what waits is offered to subscribers whose own queues
 	// were full, and looked through for what has expired.
 	offerAgain = 30 * time.Second
+	// offerSoon is the wait when a subscriber that had no room for some has
+	// acknowledged others.
+	offerSoon = 100 * time.Millisecond
 )
 
 // c2d is the state of an identity's C2D messages.
@@ -40,6 +43,7 @@ type c2d struct {
 	notes   []uint64 // sequences of the notes on disk, oldest first
 	broken  bool     // storing fails; said once
 	checkAt time.Time
+	round   *downstream.Round // in which messages are offered
 }
 
 type arrivalState uint8
@@ -244,6 +248,9 @@ func (id *Identity) stored(a *arrival, seq uint64, err error) {
 	s.waiting = append(s.waiting, p)
 	id.waiting.Store(int32(len(s.waiting)))
 	id.pumpC2D() // the hub first: its lock is running
+	if len(s.waiting) == 1 {
+		s.round = new(downstream.Round)
+	}
 	id.offer(p, a.bag, a.payload)
 	id.letGo(a)
 	id.tellNews()

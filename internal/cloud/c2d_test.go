@@ -3,6 +3,7 @@ package cloud
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -92,6 +93,27 @@ func (s *site) drainRetained(c *client) {
 			c.send(packet.Ack{Type: packet.PUBACK, ID: p.ID})
 		}
 	}
+}
+
+// A subscriber whose session has no room for all of them gets them in order, and
+// without waiting for the next look at what waits.
+func TestLargeC2DComesInOrder(t *testing.T) {
+	s := newSite(t, hubtest.Options{}, everything("press-7"))
+	s.start()
+	c := s.connect(packet.V5, "plc", true)
+	c.subscribe("gateway/press-7/c2d/#")
+	const n = 45
+	body := strings.Repeat("x", 60_000)
+	for i := range n {
+		s.send("press-7", fmt.Sprint("m-", i), fmt.Sprint(i, " ", body))
+	}
+	s.eventually("stored", func() bool { return s.waiting("press-7") == n })
+	for i := range n {
+		if got, _, _ := strings.Cut(string(c.take().Payload), " "); got != fmt.Sprint(i) {
+			t.Fatalf("got %s, want %d", got, i)
+		}
+	}
+	c.quiet()
 }
 
 func TestC2DWithAKnownIDIsNotDeliveredAgain(t *testing.T) {

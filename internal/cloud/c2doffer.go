@@ -66,7 +66,7 @@ func (id *Identity) subscribed() {
 func (id *Identity) offer(p *pending, props []queue.Property, payload []byte) {
 	m := downstream.LocalMessage{
 		Topic: string(bag.Append([]byte(id.topic("c2d/")), props)), Payload: payload, QoS: 1, Properties: props,
-		ContentType: bag.Lookup(props, "$.ct"), Offer: p.offer,
+		ContentType: bag.Lookup(props, "$.ct"), Offer: p.offer, Round: id.c2d.round,
 		Acked: func() { id.post(func() { id.finish(p, nil) }) },
 	}
 	if _, trusted := id.c.cfg.Clock.Now(); trusted {
@@ -83,6 +83,7 @@ func (id *Identity) offerAll() {
 	if id.parked.Load() {
 		return
 	}
+	id.c2d.round = new(downstream.Round)
 	id.scan(0, func(p *pending, m queue.Message) bool {
 		id.offer(p, bag.Parse(m.Topic), m.Payload)
 		return true
@@ -158,6 +159,10 @@ func (id *Identity) leave(p *pending) {
 	id.waiting.Store(int32(len(s.waiting)))
 	for _, done := range p.done {
 		done()
+	}
+	if soon := time.Now().Add(offerSoon); s.round.Behind() && soon.Before(s.checkAt) {
+		s.checkAt = soon
+		id.wakeAt(soon)
 	}
 	if len(s.fifo) > 0 {
 		id.pumpC2D() // there is room again

@@ -62,6 +62,8 @@ type LocalMessage struct {
 	// Offer, when not nil, keeps sessions that were given the message through it
 	// from getting it again.
 	Offer *Offer
+	// Round, when not nil, keeps the messages with it in order for each session.
+	Round *Round
 	// Acked is called once, when the first subscriber has acknowledged a QoS 1
 	// delivery. It must not block or call back into Local. nil is fine.
 	Acked func()
@@ -83,6 +85,7 @@ type Local struct {
 	retainedBytes int
 	swept         time.Time
 	lastSession   uint64 // number of the newest
+	changes       uint64 // of what somebody subscribes to
 	mirrors       map[*mirror]struct{}
 }
 
@@ -117,19 +120,23 @@ func (l *Local) Publish(m LocalMessage) (takers int, err error) {
 	if m.Retain {
 		err = l.retainLocked(m)
 	}
+	m.Round.beginLocked(l.changes)
 	if !m.Retain || len(m.Payload) > 0 {
 		for s := range l.subscribers {
 			d, ok := s.matchLocked(m)
-			if !ok || m.Offer.hasLocked(s.number) {
+			if !ok || m.Offer.hasLocked(s.number) || m.Round.closedLocked(s.number, s.since) {
 				continue
 			}
 			d.acked = once
-			if s.box.put(d, s.conn != nil, l.cfg) {
+			switch {
+			case s.box.put(d, s.conn != nil, l.cfg):
 				takers++
 				m.Offer.addLocked(s.number)
 				if s.conn != nil {
 					kick = append(kick, s.conn)
 				}
+			case (d.qos > 0 || s.conn != nil) && d.size() <= l.cfg.QueueBytes:
+				m.Round.missLocked(s.number)
 			}
 		}
 	}
@@ -154,7 +161,7 @@ func (l *Local) retainLocked(m LocalMessage) error {
 	if l.retainedBytes+size(m) > l.cfg.RetainedBytes {
 		return ErrRetainedFull
 	}
-	m.Acked, m.Offer = nil, nil
+	m.Acked, m.Offer, m.Round = nil, nil, nil
 	l.retained[m.Topic] = m
 	l.retainedBytes += size(m)
 	return nil

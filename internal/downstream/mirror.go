@@ -15,7 +15,8 @@ type mirror struct {
 
 	// Guarded by Local.mu:
 	isUp    bool
-	number  uint64 // as of a session
+	number  uint64 // as of a session, like since
+	since   uint64
 	waiting []mirrored
 	bytes   int
 	refused bool // something did not fit
@@ -52,9 +53,14 @@ func (l *Local) removeMirror(m *mirror) {
 // mirrorLocked gives a message to the mirrors and returns how many took it.
 func (l *Local) mirrorLocked(m LocalMessage, once *acknowledgement) (takers int) {
 	for r := range l.mirrors {
-		if r.isUp && !m.Azure && !m.Offer.hasLocked(r.number) && r.putLocked(mirrored{m, once}) {
+		if !r.isUp || m.Azure || m.Offer.hasLocked(r.number) || m.Round.closedLocked(r.number, r.since) {
+			continue
+		}
+		if r.putLocked(mirrored{m, once}) {
 			m.Offer.addLocked(r.number)
 			takers++
+		} else {
+			m.Round.missLocked(r.number)
 		}
 	}
 	return takers
@@ -122,10 +128,12 @@ func (r *mirror) giveBack(m mirrored) {
 // renew asks for everything that waits for an acknowledgement and was not taken, or
 // given back.
 func (r *mirror) renew() {
-	r.local.mu.Lock()
-	r.refused = false
-	r.local.mu.Unlock()
-	r.local.subscribed([]string{LocalPrefix + "#"})
+	l := r.local
+	l.mu.Lock()
+	l.changes++
+	r.since, r.refused = l.changes, false
+	l.mu.Unlock()
+	l.subscribed([]string{LocalPrefix + "#"})
 }
 
 // next is the oldest message that waits and has not expired.

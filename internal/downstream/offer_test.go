@@ -37,6 +37,51 @@ func TestAnOfferReachesEachSessionOnce(t *testing.T) {
 	}
 }
 
+func TestARoundKeepsTheOrderOfASession(t *testing.T) {
+	b := start(t, benchOptions{local: LocalConfig{QueueMessages: 2}})
+	slow := b.connect(packet.V311, "slow")
+	slow.subscribe("gateway/press-7/c2d/#", 1)
+	all := make([]LocalMessage, 5)
+	for i := range all {
+		all[i] = c2d(i)
+		all[i].Offer = new(Offer)
+	}
+	round := new(Round)
+	offer := func(want int, messages ...int) {
+		t.Helper()
+		takers := 0
+		for _, i := range messages {
+			all[i].Round = round
+			n, err := b.local.Publish(all[i])
+			if err != nil {
+				t.Fatal(err)
+			}
+			takers += n
+		}
+		if takers != want {
+			t.Errorf("%d took %v, want %d", takers, messages, want)
+		}
+	}
+	offer(2, 0, 1, 2) // there is no room for the third
+	if !round.Behind() {
+		t.Error("nobody knows")
+	}
+	first := slow.receive()
+	slow.ack(first.ID)
+	slow.receive()
+	slow.quiet()
+	late := b.connect(packet.V311, "late")
+	late.subscribe("gateway/press-7/c2d/#", 1)
+	offer(0, 3) // one was not given the third yet, the other none of the earlier ones
+	round = new(Round)
+	offer(3, 1, 2, 3, 4)
+	for c, want := range map[*client]string{slow: "2", late: "1"} {
+		if p := c.receive(); string(p.Payload) != want {
+			t.Errorf("got %s, want %s", p.Payload, want)
+		}
+	}
+}
+
 type watcher struct {
 	mu      sync.Mutex
 	filters []string

@@ -15,6 +15,7 @@ type session struct {
 	number   uint64 // never used again for another session
 	conn     *conn  // nil while the client is away
 	subs     map[string]subscription
+	since    uint64        // Local.changes after the latest of them
 	lasts    time.Duration // after the connection; 0 = not at all
 	expires  time.Time     // while away
 	will     *delayedWill

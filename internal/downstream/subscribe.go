@@ -127,6 +127,8 @@ func (l *Local) subscribe(s *session, sub subscription, most int) ([]delivery, e
 	}
 	s.subs[sub.Filter] = sub
 	l.subscribers[s] = struct{}{}
+	l.changes++
+	s.since = l.changes
 	if sub.RetainHandling == 2 || (sub.RetainHandling == 1 && exists) {
 		return nil, nil
 	}

@@ -2,6 +2,7 @@ package hub
 
 import (
 	"context"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -16,6 +17,7 @@ type Pacer struct {
 	sends    *rate.Limiter
 	free     atomic.Bool // there is no limit on sends
 	trials   chan struct{}
+	writers  sync.Pool // of *gzip.Writer, for packs
 }
 
 // Pace is what a Pacer allows.

@@ -301,7 +301,7 @@ func (s *Session) closeDue() {
 func (s *Session) publishPack(p *pack) bool {
 	ps := s.packs
 	ps.remove(slices.Index(ps.closed, p))
-	m, err := p.message()
+	m, err := p.message(&s.pacer.writers)
 	reason := ""
 	if err != nil {
 		reason = err.Error()

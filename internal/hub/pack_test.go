@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -419,5 +420,55 @@ func TestRecordsOfADroppedQueueCountForNothing(t *testing.T) {
 		if m.ID == old.id {
 			t.Error("new readings came under the id of a pack that was sent long ago")
 		}
+	}
+}
+
+// What is packed and waits for room is let go of while there is no connection: the
+// readings are on disk.
+func TestPacksTakeNoMemoryInAnOutage(t *testing.T) {
+	r := newPackRig(t, hubtest.Options{})
+	r.hub.WithholdPuback(-1)
+	r.cfg.Window, r.cfg.Timing.Drain = 1, time.Millisecond
+	r.put(readings(0, 2000)...)
+	r.begin()
+	r.await("a pack in flight", 20*time.Second, func() bool { return r.s.Status().InFlight == 1 })
+	r.end()
+	ps := r.s.packs
+	if ps == nil || len(ps.of) < 2*len(elements(t, r.hub.Messages()[0])) {
+		t.Fatal("nothing was packed ahead")
+	}
+	for _, p := range ps.of {
+		if p.body != nil || p.first.Topic != "" {
+			t.Fatal("a pack is still in memory")
+		}
+	}
+	if len(ps.open) > 0 || len(ps.closed) > 0 || ps.bytes != 0 {
+		t.Errorf("%d open packs, %d closed, %d bytes", len(ps.open), len(ps.closed), ps.bytes)
+	}
+}
+
+func TestCompressedPacksShareAWriter(t *testing.T) {
+	const n = 64
+	var writers sync.Pool
+	var before, after runtime.MemStats
+	p := &pack{seqs: []uint64{1}, id: "m.1"}
+	m := reading(1)
+	m.Pack.Gzip = true
+	runtime.ReadMemStats(&before)
+	for range n {
+		p.forget()
+		p.add(&m, bytes.Repeat([]byte("x"), fourKiB))
+		out, err := p.message(&writers)
+		if err != nil || out.ContentEncoding != "gzip" {
+			t.Fatal(out.ContentEncoding, err)
+		}
+		in := must(gzip.NewReader(bytes.NewReader(out.Payload)))
+		if got := must(io.ReadAll(in)); len(got) != fourKiB+2 {
+			t.Fatalf("%d bytes came out", len(got))
+		}
+	}
+	runtime.ReadMemStats(&after)
+	if each := (after.TotalAlloc - before.TotalAlloc) / n; each > 400<<10 {
+		t.Errorf("%d bytes for each pack", each)
 	}
 }

@@ -238,6 +238,9 @@ func (s *Session) lose() {
 	c := s.live.c
 	s.remember(c)
 	s.live = live{}
+	if s.packs != nil {
+		s.packs.reread() // an outage may be long, and all identities' packs are many
+	}
 	s.board.set(func(st *Status) {
 		s.shown = nil
 		if at := c.lastAck.Load(); at > 0 {

@@ -298,7 +298,7 @@ func TestCheckConnectTriesEachIdentity(t *testing.T) {
 	}
 
 	out, err = try(head + identity("press-7", h.Addr()) + identity("press-8", h.Addr()))
-	wantUsage(t, err, "config.yaml: identities[1]: cannot connect: connect: ")
+	wantUsage(t, err, "config.yaml:6: identities[1]: cannot connect: connect: ")
 	if strings.Contains(fmt.Sprint(err), "identities[0]") || !strings.Contains(out, "press-7: session: the hub answers") {
 		t.Errorf("press-8's refusal reached press-7: %v\n%s", err, out)
 	}

@@ -239,13 +239,19 @@ func newDropCommand() *cobra.Command {
 func newReloadCommand() *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
-		Use:   "reload -c FILE",
+		Use:   "reload [-c FILE]",
 		Short: "Have the running gateway read its configuration and certificates again",
-		Args:  usageArgs(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := loadConfig(file)
-			if err != nil {
-				return err
+		Long: `Have the running gateway read its configuration and certificates again, and say
+what has changed, or why nothing has. Without -c it asks the gateway whose
+state_dir is the default one.`,
+		Args: usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			defaults := config.Defaults()
+			cfg := &defaults
+			if file != "" {
+				if cfg, err = loadConfig(file); err != nil {
+					return err
+				}
 			}
 			text, err := askControl(cmd.Context(), cfg, "reload", controlRequest{})
 			if errors.Is(err, errNotRunning) {
@@ -257,6 +263,6 @@ func newReloadCommand() *cobra.Command {
 			return err
 		},
 	}
-	addConfigFlag(cmd, &file)
+	cmd.Flags().StringVarP(&file, "config", "c", "", "configuration file, for its state_dir")
 	return cmd
 }

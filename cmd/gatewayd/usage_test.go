@@ -15,7 +15,7 @@ func TestBadUsageIsExitCodeTwo(t *testing.T) {
 		{"doctor"}, {"doctor", "-c", "config.yaml", "nobody"}, {"doctor", "-c", "config.yaml", "a", "b"}, {"doctor", "-c", "config.yaml", "--timeout", "1ms"},
 		{"status", "more"}, {"queue", "none"}, {"queue", "ls"}, {"queue", "inspect"}, {"queue", "inspect", "press-7", "one", "-c", "config.yaml"},
 		{"queue", "export", "a", "b"}, {"queue", "verify", "more"}, {"queue", "requeue"}, {"queue", "requeue", "press-7", "one", "-c", "config.yaml"},
-		{"queue", "drop"}, {"queue", "drop", "press-7", "-c", "config.yaml"}, {"route"}, {"route", "a"}, {"reload"}, {"reload", "more"},
+		{"queue", "drop"}, {"queue", "drop", "press-7", "-c", "config.yaml"}, {"route"}, {"route", "a"}, {"reload", "more"},
 		{"passwd"}, {"passwd", "a", "b"}, {"version", "more"}, {"demo", "more"}, {"demo", "--for", "soon"},
 	} {
 		var out, errs strings.Builder

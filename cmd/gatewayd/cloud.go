@@ -152,7 +152,7 @@ func (g *gateway) methodQueue(_ context.Context, name string, _ []byte) (any, er
 	if id == nil {
 		return nil, errNoIdentity
 	}
-	return map[string]any{"identity": id.report().Queue, "all": map[string]any{"messages": g.queued()},
+	return map[string]any{"identity": g.identityReport(id).Queue, "all": map[string]any{"messages": g.queued()},
 		"disk": newDiskReport(g.journal.Stats())}, nil
 }
 

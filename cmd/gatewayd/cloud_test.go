@@ -31,6 +31,7 @@ func quietGateway(t *testing.T, s *plant) *gateway {
 func TestBuiltinMethodsTellAndRefuse(t *testing.T) {
 	s := newPlant(t, hubtest.Options{}, "press-7", "oven-2")
 	g := quietGateway(t, s)
+	g.accepting.Store(true) // reload is for a gateway that runs
 	call := func(f cloud.Builtin, identity, payload string) string {
 		t.Helper()
 		v, err := f(t.Context(), identity, []byte(payload))

@@ -32,7 +32,7 @@ exit code 0 means that there is none, 2 that there is one.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := loadConfig(file)
 			if err != nil {
-				return err
+				return withMissing(err)
 			}
 			c := checker{cfg: cfg, file: file, out: cmd.OutOrStdout()}
 			certs := c.certificates(time.Now())
@@ -49,6 +49,25 @@ exit code 0 means that there is none, 2 that there is one.`,
 		"also connect to the hub as each identity; a gatewayd that is connected as it is cut off for a moment")
 	return cmd
 }
+
+// withMissing adds the certificate files that are missing, which do not keep a gateway from starting, to what is wrong
+// with a configuration.
+func withMissing(err error) error {
+	var bad *config.Error
+	if !errors.As(err, &bad) {
+		return err
+	}
+	all := []error{err}
+	for _, w := range bad.Warnings {
+		if ofCertificate(w) {
+			all = append(all, errors.New(w.String()))
+		}
+	}
+	return &exitError{exitUsage, errors.Join(all...)}
+}
+
+// ofCertificate says that a warning is about the files of an identity.
+func ofCertificate(w config.Problem) bool { return strings.Contains(w.Path, "].certificate.") }
 
 // checker goes through a configuration that loaded.
 type checker struct {
@@ -78,7 +97,7 @@ func (c *checker) certificates(now time.Time) []certificate {
 func (c *checker) verdict() error {
 	for _, w := range c.cfg.Warnings {
 		// What is missing of a certificate was said by reading it.
-		if !strings.Contains(w.Path, "].certificate.") {
+		if !ofCertificate(w) {
 			fmt.Fprintf(c.out, "warning: %s\n", w)
 		}
 	}

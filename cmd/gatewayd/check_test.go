@@ -178,6 +178,11 @@ func TestCheckNamesEveryFault(t *testing.T) {
 			s.write("server.pem", "garbage")
 			s.config("downstream:\n  mqtt:\n    - listen: tls://127.0.0.1:8883\n      tls: {cert: server.pem, key: server.pem}\n")
 		}, []string{"downstream.mqtt[0]: tls.cert: "}},
+		{"line of a certificate", func(s *site) { s.write("press-7.key", "garbage") }, []string{"config.yaml:4: identities[0].certificate: "}},
+		{"configuration and files", func(s *site) {
+			s.config("hubb: {}\n")
+			os.Remove(s.path("press-7.pem"))
+		}, []string{"config.yaml:5: hubb: unknown key", "config.yaml:4: identities[0].certificate.cert: no such file: "}},
 		{"configuration", func(s *site) { s.config("hubb: {}\nlog: {level: loud}\n") }, []string{"config.yaml:5: hubb: unknown key", "config.yaml:6: log.level: "}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

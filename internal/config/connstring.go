@@ -39,10 +39,12 @@ func ParseConnectionString(s string) (ConnectionString, error) {
 		switch {
 		case part == "":
 			fault("part %d is empty (a \";\" too many)", i+1)
+		case !found && into != nil:
+			fault("%s has no \"=\"", key)
 		case !found:
 			fault("part %d has no \"=\"", i+1)
 		case into == nil:
-			faults = append(faults, unknownPart(i+1, key))
+			faults = append(faults, unknownPart(i+1, key, value))
 		case seen[key]:
 			fault("%s is there twice", key)
 		case value == "":
@@ -71,17 +73,27 @@ func ParseConnectionString(s string) (ConnectionString, error) {
 	return cs, nil
 }
 
-// unknownPart names a key only where it is near a known word: in a torn string
-// a piece of a base64 secret can stand where a key should.
-func unknownPart(position int, key string) error {
+// unknownPart names a key unless it may be a piece of a base64 secret, which can
+// stand where a key should in a torn string: such a piece is long, or nothing but
+// padding follows it.
+func unknownPart(position int, key, value string) error {
 	all := []string{"HostName", "DeviceId", "ModuleId", "x509", "GatewayHostName", "SharedAccessKey",
 		"SharedAccessKeyName", "SharedAccessSignature", "UseProvisioning", "X509Cert"}
 	near := suggest(key, all)
 	switch {
-	case near == "":
+	case near == key:
+	case len(key) > 20 || keyText(key) != key || strings.Trim(value, "=") == "":
+		key = ""
+	}
+	switch {
+	case near == "" && key == "":
 		return fmt.Errorf("part %d has an unknown key", position)
-	case near != key:
+	case near == "":
+		return fmt.Errorf("%s is an unknown key", key)
+	case near != key && key == "":
 		return fmt.Errorf("part %d has an unknown key; did you mean %s?", position, near)
+	case near != key:
+		return fmt.Errorf("%s is an unknown key; did you mean %s?", key, near)
 	case key == "X509Cert":
 		return errors.New("X509Cert is the old spelling; write x509=true")
 	}

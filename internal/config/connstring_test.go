@@ -31,11 +31,14 @@ func TestConnectionStrings(t *testing.T) {
 		{"key twice", base + ";SharedAccessKey=AAAA;SharedAccessKey=AAAA", ConnectionString{}, "SharedAccessKey is there twice"},
 		{"empty value", "HostName=;DeviceId=d;x509=true", ConnectionString{}, "HostName is empty"},
 		{"empty key value", base + ";SharedAccessKey=", ConnectionString{}, "SharedAccessKey is empty"},
-		{"no value", "HostName=h;DeviceId=d;x509", ConnectionString{}, "part 3 has no \"=\""},
+		{"no value", "HostName=h;DeviceId=d;x509", ConnectionString{}, "x509 has no \"=\""},
 		{"false", "HostName=h;DeviceId=d;x509=false", ConnectionString{}, "x509 can only be true"},
-		{"case", "hostname=h;DeviceId=d;x509=true", ConnectionString{}, "part 1 has an unknown key; did you mean HostName?\nHostName is missing"},
+		{"case", "hostname=h;DeviceId=d;x509=true", ConnectionString{}, "hostname is an unknown key; did you mean HostName?\nHostName is missing"},
 		{"signature", base + ";SharedAccessSignature=AAAA", ConnectionString{}, "SharedAccessSignature cannot be used: gatewayd authenticates with certificates only"},
 		{"old spelling", "HostName=h;DeviceId=d;X509Cert=true", ConnectionString{}, "X509Cert is the old spelling; write x509=true\nx509=true is missing: gatewayd authenticates with certificates only"},
+		{"unknown", base + ";Zone=north", ConnectionString{}, "Zone is an unknown key"},
+		{"no value of an unknown key", base + ";Zone", ConnectionString{}, "part 4 has no \"=\""},
+		{"long piece of a secret", base + ";c2VjcmV0LWtleXNlY3JldA=a", ConnectionString{}, "part 4 has an unknown key"},
 		{"piece of a secret", base + ";c2VjcmV0LWtleQ==", ConnectionString{}, "part 4 has an unknown key"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -86,10 +86,10 @@ func (d *decoder) whole(abs string, root *yaml.Node) (*Config, error) {
 	if root != nil {
 		d.config(root, &c)
 	}
+	slices.SortStableFunc(d.warnings, byLine)
 	if err := d.err(); err != nil {
 		return nil, err
 	}
-	slices.SortStableFunc(d.warnings, byLine)
 	c.Warnings = d.warnings
 	return &c, nil
 }

@@ -42,6 +42,7 @@ const (
 // Error says why a file was refused. Nothing of the file is in use then.
 type Error struct {
 	Problems []Problem // at least one, by line
+	Warnings []Problem // what a sound file would have got as Config.Warnings, by line
 }
 
 // Error has one line per problem.
@@ -91,7 +92,7 @@ func (d *decoder) err() error {
 		return nil
 	}
 	slices.SortStableFunc(d.problems, byLine)
-	return &Error{Problems: d.problems}
+	return &Error{Problems: d.problems, Warnings: d.warnings}
 }
 
 // quote shows a value of the file, cut, and not at all where it looks like

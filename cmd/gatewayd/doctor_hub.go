@@ -47,7 +47,7 @@ func (d *doctor) way(ctx context.Context, p *patient) bool {
 	}
 	cfg := sessionConfig(*id, d.clock, func() *x509.CertPool { return pool }, d.cfg.Queue.SetAsideAfter)
 	cfg.Timing.Dial, cfg.Timing.Connack = d.timeout, d.timeout
-	road := roadOf(cfg)
+	road := roadOf(id)
 	if f := d.closed.get(road); f != nil {
 		return p.hubFault(string(f.Kind), f.Step, f.Text, f.Hint)
 	}
@@ -88,8 +88,8 @@ func (d *doctor) way(ctx context.Context, p *patient) bool {
 }
 
 // roadOf names what identities have in common before TLS.
-func roadOf(c hub.Config) string {
-	return fmt.Sprint(c.HostName, c.GatewayHostName, c.Address, c.WebSocketAddress, c.Transport, c.Proxy)
+func roadOf(id *config.Identity) string {
+	return fmt.Sprintf("%q", []string{id.HostName, id.GatewayHostName, id.Address, id.WebSocketAddress, id.Hub.Transport, id.Hub.Proxy.String()})
 }
 
 // roads remembers where nobody gets through: a hundred identities need not wait for

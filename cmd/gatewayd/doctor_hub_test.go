@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"gatewayd/internal/certstore/certtest"
+	"gatewayd/internal/config"
 	"gatewayd/internal/hub/hubtest"
 )
 
@@ -185,5 +186,20 @@ func hubAilments() []ailment {
 		{name: "closed after CONNECT", before: refuse(hubtest.CloseSilently), step: stepConnack, text: "without an answer"},
 		{name: "contested", before: func(s *plant) { check(s.t, s.hub.Contest("press-7", 300*time.Millisecond)) }, args: []string{"--stay", "3s"},
 			step: stepContest, text: "closed it", next: "another gateway"},
+	}
+}
+
+// One proxy that cannot be reached says nothing about another one.
+func TestDoctorTriesEachRoad(t *testing.T) {
+	t.Parallel()
+	s := newPlant(t, hubtest.Options{}, "press-7", "oven-2", "oven-3")
+	cfg := must(config.Load(s.path("config.yaml")))(t)
+	for i, proxy := range []string{"http://10.0.0.1:3128", "http://10.0.0.2:3128", "http://10.0.0.1:3128"} {
+		s.edit("DeviceId="+cfg.Identities[i].Name+";x509=true\n", "DeviceId="+cfg.Identities[i].Name+";x509=true\n    proxy: "+proxy+"\n")
+	}
+	cfg = must(config.Load(s.path("config.yaml")))(t)
+	road := func(i int) string { return roadOf(&cfg.Identities[i]) }
+	if road(0) == road(1) || road(0) != road(2) {
+		t.Errorf("roads %s, %s and %s", road(0), road(1), road(2))
 	}
 }

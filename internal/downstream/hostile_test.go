@@ -51,6 +51,7 @@ func TestBrokenPacketsEndTheConnection(t *testing.T) {
 		"PINGREQ with a body":           {[]byte{0xc0, 1, 0}, packet.MalformedPacket},
 		"AUTH out of nowhere":           {[]byte{0xf0, 0}, packet.ProtocolError},
 		"property that does not belong": {[]byte{0x32, 10, 0, 1, 'a', 0, 1, 5, 17, 0, 0, 0, 1}, packet.MalformedPacket},
+		"subscription id in PUBLISH":    {[]byte{0x32, 8, 0, 1, 'a', 0, 1, 2, 11, 1}, packet.ProtocolError},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := start(t, benchOptions{})

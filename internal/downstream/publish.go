@@ -31,6 +31,10 @@ func (c *conn) publish(f packet.Frame) error {
 		// CONNACK announced Maximum QoS 1; 3.1.1 has no way to refuse but this.
 		return &packet.Error{Code: packet.QoSNotSupported, Reason: "PUBLISH with QoS 2, at most 1 is supported"}
 	}
+	if p.Properties != nil && len(p.Properties.SubscriptionIDs) > 0 {
+		// MQTT 5, 3.3.4-6; the codec allows it because servers send it.
+		return &packet.Error{Code: packet.ProtocolError, Reason: "PUBLISH from a client with a subscription identifier"}
+	}
 	if err := c.resolveAlias(&p); err != nil {
 		return err
 	}

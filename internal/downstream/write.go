@@ -164,7 +164,7 @@ func (c *conn) collectAcksLocked(buf *buffer) (refused byte) {
 func reasonText(code byte) string {
 	switch code {
 	case packet.TopicNameInvalid:
-		return "no route takes this topic to an identity"
+		return "no route takes this topic, or it is not one for sensors"
 	case packet.NotAuthorized:
 		return "the access rules do not allow this topic"
 	case packet.ImplementationError:

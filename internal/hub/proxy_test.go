@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -459,4 +460,34 @@ func TestRotationWorksOverWebSocket(t *testing.T) {
 		t.Errorf("%d messages", got)
 	}
 	r.strict()
+}
+
+// A connection over WebSocket is freed when it is given up, however that is: a gateway
+// makes new ones for years.
+func TestWebSocketConnectionsAreFreed(t *testing.T) {
+	r := newRig(t, false, hubtest.Options{WebSocket: "127.0.0.1:0"})
+	overWebSocket(r)
+	cfg := r.cfg.withDefaults()
+	const n = 5
+	var freed atomic.Int32
+	for range n {
+		func() { // nothing of it is left on the stack
+			d := dialer{cfg: &cfg}
+			tr, fault := d.dial(t.Context(), r.store.Current())
+			if fault != nil {
+				t.Fatal(fault)
+			}
+			runtime.AddCleanup(tr.nc.(*stream).wire, func(struct{}) { freed.Add(1) }, struct{}{})
+			_ = tr.raw.Close()
+			if _, err := tr.nc.Read(make([]byte, 1)); err == nil {
+				t.Fatal("read from a closed connection")
+			}
+		}()
+	}
+	for end := time.Now().Add(20 * time.Second); freed.Load() < n; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d of %d are freed", freed.Load(), n)
+		}
+		runtime.GC()
+	}
 }

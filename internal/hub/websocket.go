@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"runtime"
 	"sync"
 
 	"github.com/coder/websocket"
@@ -47,6 +48,9 @@ func upgrade(ctx context.Context, nc *tls.Conn, tr *transport, cfg *Config) (*st
 	if err != nil {
 		return nil, classifyUpgrade(err, tr.presented.Load())
 	}
+	// A connection that is given up is closed below the library, whose finalizer would
+	// keep it for ever then: its parts point at each other.
+	runtime.SetFinalizer(ws, nil)
 	// Packets are bounded one by one as they are read; how many share a message is the
 	// hub's choice.
 	ws.SetReadLimit(-1)

@@ -431,7 +431,7 @@ func TestPacksTakeNoMemoryInAnOutage(t *testing.T) {
 	r.cfg.Window, r.cfg.Timing.Drain = 1, time.Millisecond
 	r.put(readings(0, 2000)...)
 	r.begin()
-	r.await("a pack in flight", 20*time.Second, func() bool { return r.s.Status().InFlight == 1 })
+	r.await("a pack in flight", 20*time.Second, func() bool { return r.s.Status().InFlight == 1 && len(r.hub.Messages()) == 1 })
 	r.end()
 	ps := r.s.packs
 	if ps == nil || len(ps.of) < 2*len(elements(t, r.hub.Messages()[0])) {

@@ -2,6 +2,7 @@ package downstream
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/big"
 	"reflect"
@@ -13,13 +14,17 @@ import (
 // at; these steps make any amount out of two small values, some of which may be a
 // sensor's.
 const (
-	programRepeat = 4 << 20 // bytes of a string that is a product
+	programRepeat = 4 << 20 // bytes of a string that is a product, or put together of parts
 	programBits   = 1 << 20 // of a number that is a product
 	programIndex  = 1 << 20 // of an array that is assigned to
 )
 
-// boundPrelude stands before every program: its setpath is bounded.
-const boundPrelude = "def _setpath_any($p; $v): setpath($p; $v); def setpath($p; $v): _setpath_any(_bound_path($p; $p); $v); "
+// boundPrelude stands before every program: what it defines is bounded.
+const boundPrelude = "def _setpath_any($p; $v): setpath($p; $v); def setpath($p; $v): _setpath_any(_bound_path($p; $p); $v); " +
+	"def _join_any($s): join($s); def join($s): _bound_join($s) | _join_any($s); " +
+	"def _add_any: add; def add: _bound_size | _add_any; " +
+	"def _tojson_any: tojson; def tojson: _bound_size | _tojson_any; " +
+	"def _tostring_any: tostring; def tostring: _bound_size | _tostring_any; "
 
 // bound rewrites products and assignments in a program so that they are checked
 // first.
@@ -81,26 +86,81 @@ func boundFunctions() []gojq.CompilerOption {
 	return []gojq.CompilerOption{
 		gojq.WithFunction("_bound_product", 2, 2, func(_ any, args []any) any {
 			if tooLargeProduct(args[0], args[1]) || tooLargeProduct(args[1], args[0]) {
-				return fmt.Errorf("%w: a product is too large", errProgram)
+				return errors.New("a product is too large")
 			}
 			return []any{args[0], args[1]}
+		}),
+		gojq.WithFunction("_bound_size", 0, 0, func(v any, _ []any) any {
+			if left(programRepeat, v) < 0 {
+				return errors.New("what is put together is too large")
+			}
+			return v
+		}),
+		gojq.WithFunction("_bound_join", 1, 1, func(v any, args []any) any {
+			if leftOfJoin(programRepeat, v, args[0]) < 0 {
+				return errors.New("what is joined is too large")
+			}
+			return v
 		}),
 		gojq.WithFunction("_bound_path", 2, 2, func(_ any, args []any) any {
 			path, _ := args[0].([]any)
 			for _, at := range path {
 				if m, ok := at.(map[string]any); ok {
 					if n, ok := gojq.ToFloat64(m["end"]); ok && n > programIndex {
-						return fmt.Errorf("%w: an index is too large", errProgram)
+						return errors.New("an index is too large")
 					}
 					at = m["start"]
 				}
 				if n, ok := gojq.ToFloat64(at); ok && n > programIndex {
-					return fmt.Errorf("%w: an index is too large", errProgram)
+					return errors.New("an index is too large")
 				}
 			}
 			return args[1]
 		}),
 	}
+}
+
+// left is what is left of so many bytes when a value is written as JSON, at most; below
+// 0 it is too large. What stands in it many times, which takes no memory as long as it
+// is not written, counts each time.
+func left(of int, v any) int {
+	switch v := v.(type) {
+	case string:
+		return of - len(v) - 2
+	case []any:
+		of -= max(len(v)+1, 2)
+		for i := 0; i < len(v) && of >= 0; i++ {
+			of = left(of, v[i])
+		}
+		return of
+	case map[string]any:
+		of -= max(len(v)+1, 2)
+		for k, e := range v {
+			if of < 0 {
+				break
+			}
+			of = left(of-len(k)-3, e)
+		}
+		return of
+	}
+	return of - 1
+}
+
+// leftOfJoin counts the separators too.
+func leftOfJoin(of int, v, separator any) int {
+	of = left(of, v)
+	s, _ := separator.(string)
+	n := 0
+	switch v := v.(type) {
+	case []any:
+		n = len(v)
+	case map[string]any:
+		n = len(v)
+	}
+	if len(s) > 0 && n > of/len(s) {
+		return -1
+	}
+	return of - n*len(s)
 }
 
 func tooLargeProduct(a, b any) bool {

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/itchyny/gojq"
+
+	"gatewayd/internal/queue"
 )
 
 // What a program makes out of small values, its own or a sensor's, is bounded.
@@ -17,6 +19,8 @@ func TestProgramsCannotMakeMuchOutOfLittle(t *testing.T) {
 		`"x" * 1000000000`, `1000000000 * "x"`, `.s * .n`, `.s *= .n`, `"x" * 1000 * 1000 * 1000`, `.a[.n] = 1`, `.a[.n] |= 1`, `.a[.n] += 1`,
 		`setpath(["a", .n]; 1)`, `def f: "x" * 1000000000; f`, `"a\("x" * 1000000000)"`, `if "x" * 1000000000 then 1 else 2 end`,
 		`[.[] | "x" * 1000000000]`, `{a: ("x" * 1000000000)}`, `.a[5:.n] = [1]`, `reduce range(64) as $i (3; . * .)`,
+		`("x" * 4000000) as $s | [range(1000) | 1] | join($s)`, `("x" * 4000000) as $s | [range(1000) | $s] | add`, `("x" * 4000000) as $s | [range(1000) | $s] | tojson`,
+		`("x" * 4000000) as $s | {a: [range(1000) | $s]} | tostring`,
 	} {
 		code, err := compileProgram(text)
 		if err != nil {
@@ -44,6 +48,8 @@ func TestBoundedProgramsMeanTheSame(t *testing.T) {
 		`.b.c *= (2, 3)`, `.x.y = .n`, `.a[0:2] = []`, `.x //= 4`, `def f($x): $x * .n; f(2) * f(3)`, `setpath(["b", "c"]; 7)`, `.a as [$p, $q] | $p * $q`,
 		`"n=\(.n * 2)"`, `[.a[] | select(. * 2 > 3)]`, `try ({} * 2) catch "no"`, `reduce .a[] as $i (1; . * $i)`, `.a | map(. * 2) | add`, `-.n * 2`,
 		`.a[-1] *= 2`, `[limit(2; .a[])] | length * 2`, `{v: (.n * 2)}`, `.a |= map(. * 3)`, `path(.a[0])`, `.b |= with_entries(.value *= 2)`, `1e1000 * 2`,
+		`.a | join(",")`, `.a | join(",", ";")`, `[] | join(",")`, `["a", null, 1.5, true] | join(.[0])`, `try (.n | join(",")) catch .`, `.b | join("-")`,
+		`.a | add`, `[] | add`, `[[1], [2]] | add`, `.b | add`, `add(.a[])`, `tojson`, `.s | tojson`, `tostring`, `.s | tostring`, `[.a[] | tostring] | join("")`,
 		`del(.a[0])`, `to_entries | length * 1`, `.n % 2 * 3`, `.a[1:] |= map(. * 2)`, `if .n * 2 > 5 then "big" else "small" end`,
 	} {
 		q, err := gojq.Parse(text)
@@ -77,6 +83,39 @@ func TestBoundedProgramsMeanTheSame(t *testing.T) {
 		}
 		if want, got := all(plain), all(bounded); got != want {
 			t.Errorf("%s: got %s, want %s", text, got, want)
+		}
+	}
+}
+
+// A value that stands for many copies of a sensor's text is measured before it is
+// written, and nothing that fits is refused.
+func TestLargeResultsAreNotWritten(t *testing.T) {
+	text := strings.Repeat("x", 50_000)
+	message := map[string]any{"s": text, "a": make([]any, 25_000)}
+	for _, r := range []Route{
+		{Transform: `. as $m | [.a[] | $m.s]`}, {Transform: `. as $m | .a | join($m.s)`}, {Transform: `. as $m | [.a[] | {d: $m.s}]`},
+		{Set: map[string]string{"p": `. as $m | [.a[] | $m.s]`}},
+	} {
+		p, problems := compilePrograms(r)
+		if len(problems) > 0 {
+			t.Fatal(problems)
+		}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		raw, err := json.Marshal(message)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := p.apply(t.Context(), queue.Message{Payload: raw}, 256<<10)
+		runtime.ReadMemStats(&after)
+		if made := (after.TotalAlloc - before.TotalAlloc) >> 20; err != nil || out.fate != fateFailed || made > 64 {
+			t.Errorf("%+v: %v, %v, %d MiB", r, out.fate, out.reason, made)
+		}
+	}
+	for _, v := range []any{"", "ä\n", []any{}, []any{nil, true, 1, 2.5, "x"}, map[string]any{}, map[string]any{"k": []any{map[string]any{"l": nil}}, "": "x"}} {
+		raw, err := gojq.Marshal(v)
+		if err != nil || left(len(raw), v) < 0 {
+			t.Errorf("%s is said not to fit %d bytes", raw, len(raw))
 		}
 	}
 }

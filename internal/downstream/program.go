@@ -194,8 +194,12 @@ func (p *programs) run(ctx context.Context, m *queue.Message, body *value, most 
 		if !some || got == nil {
 			continue
 		}
-		text := propertyText(got)
-		if len(text) > programProperty {
+		text := ""
+		fits := left(programProperty+2, got) >= 0 // a string stands there without quotes
+		if fits {
+			text = propertyText(got)
+		}
+		if !fits || len(text) > programProperty {
 			return fateFailed, fmt.Errorf("set.%s: %w: the result is longer than %d bytes", s.key, errProgram, programProperty)
 		}
 		set = append(set, queue.Property{Key: s.key, Value: text})
@@ -208,8 +212,11 @@ func (p *programs) run(ctx context.Context, m *queue.Message, body *value, most 
 		if !some {
 			return fateUnwanted, nil
 		}
-		raw, err := gojq.Marshal(got)
-		if err != nil || len(raw) > most {
+		var raw []byte
+		if left(most, got) >= 0 {
+			raw, err = gojq.Marshal(got)
+		}
+		if err != nil || raw == nil || len(raw) > most {
 			return fateFailed, fmt.Errorf("transform: %w: the result is larger than %d bytes", errProgram, most)
 		}
 		*body = value{raw: raw, decoded: got, ready: true}

@@ -194,6 +194,7 @@ func (c *conn) methodAnswer(rest string, p packet.Publish, number uint64) error 
 	if err != nil || rid == "" || len(rid) > maxRequestID {
 		return fmt.Errorf("%w: a method is answered at %s{status}/?$rid={id}", ErrTopic, azureMethodAnswer)
 	}
+	quickAck(c.raw)
 	cmd := c.azureCommand(MethodResponse, p)
 	cmd.Status, cmd.RequestID = int(status), rid
 	done := func(err error) {

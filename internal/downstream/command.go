@@ -59,6 +59,7 @@ func (c *conn) command(p packet.Publish, number uint64) error {
 	}
 	cmd.Client, cmd.User = c.id, c.user
 	cmd.Payload = append([]byte(nil), p.Payload...)
+	quickAck(c.raw)
 	topic, qos, n := p.Topic, p.QoS, cost(p)
 	return c.server.local.commands.Do(c.context(), cmd, func(err error) {
 		if err != nil {

@@ -106,6 +106,7 @@ func (c *conn) acknowledged(f packet.Frame) error {
 	if err != nil {
 		return err
 	}
+	quickAck(c.raw)
 	if d, ok := c.session.box.ack(p.ID); ok {
 		d.acked.done()
 		c.kick()

@@ -68,11 +68,13 @@ type follower struct {
 	asked  time.Time // has waited for it since; zero: it is not due
 	busy   bool      // has its turn
 	began  time.Time
+	dev    uint64        // file system that the last turn found the files on; 0: none
 	ended  chan struct{} // somebody waits for the end of the turn; nil: nobody
 	places []place
 
 	// Of the turn alone.
 	judged   [sha256.Size]byte
+	seenOn   uint64
 	printed  print // of what was judged, as the last full reading found it
 	active   bool
 	based    bool
@@ -119,7 +121,8 @@ func (f *follower) compare(now time.Time) {
 	if f.active {
 		return
 	}
-	p := f.w.print(f.paths())
+	p, dev := f.w.print(f.paths())
+	f.seenOn = dev
 	if p == f.printed && now.Sub(f.read) < thoroughEvery {
 		return
 	}

@@ -16,7 +16,8 @@ const (
 	// turnsAtOnce bounds the threads, stacks and garbage of many followers that look at their files at the same time. A turn
 	// that takes longer than turnWait does not count any more, and who has waited that long does not wait on: files that
 	// hang, as on a lost network share, must not keep the others from being followed. Each of those holds a thread, of
-	// which a service has a few hundred (TasksMax= in systemd.resource-control(5)): more than turnsAtMost do not hang.
+	// which a service has a few hundred (TasksMax= in systemd.resource-control(5)): when turnsAtOnce hang, others on the
+	// same file system wait for them, and more than turnsAtMost never hang.
 	turnsAtOnce = 4
 	turnWait    = 5 * time.Second
 	turnsAtMost = 128
@@ -87,6 +88,7 @@ func (w *Watcher) dispatch(now time.Time) (again time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	taken, hang := 0, 0
+	hangOn := map[uint64]int{} // by file system
 	for _, f := range w.followers {
 		late := f.began.Add(turnWait)
 		switch {
@@ -96,6 +98,7 @@ func (w *Watcher) dispatch(now time.Time) (again time.Time) {
 			again = earliest(again, late)
 		default:
 			hang++
+			hangOn[f.dev]++
 		}
 	}
 	for _, f := range w.followers {
@@ -114,7 +117,7 @@ func (w *Watcher) dispatch(now time.Time) (again time.Time) {
 		}
 		late := f.asked.Add(turnWait)
 		switch {
-		case taken+hang >= turnsAtMost: // an end wakes Run
+		case taken+hang >= turnsAtMost, f.dev != 0 && hangOn[f.dev] >= turnsAtOnce: // an end wakes Run
 		case taken < turnsAtOnce || !late.After(now):
 			taken++
 			w.give(f, now)
@@ -132,7 +135,7 @@ func (w *Watcher) give(f *follower, now time.Time) {
 	w.turns.Go(func() {
 		due := f.turn()
 		w.mu.Lock()
-		f.busy, f.due = false, due
+		f.busy, f.due, f.dev = false, due, f.seenOn
 		if f.ended != nil {
 			close(f.ended)
 			f.ended = nil
@@ -142,14 +145,15 @@ func (w *Watcher) give(f *follower, now time.Time) {
 	})
 }
 
-// print looks at what is at paths.
-func (w *Watcher) print(paths []string) print {
+// print looks at what is at paths; dev is the file system of the last file, 0 without one.
+func (w *Watcher) print(paths []string) (all print, dev uint64) {
 	p := w.printers.Get().(*printer)
 	defer w.printers.Put(p)
-	return p.take(paths)
+	all = p.take(paths)
+	return all, p.dev
 }
 
-// Remove stops following s and returns when nothing more happens to it.
+// Remove stops following s and returns when nothing more happens to it, or, when its files hang, after turnWait.
 func (w *Watcher) Remove(s *Store) {
 	w.mu.Lock()
 	f := w.followers[s]
@@ -164,9 +168,20 @@ func (w *Watcher) Remove(s *Store) {
 		return
 	}
 	if ended != nil {
-		<-ended
+		w.patient(ended)
 	}
 	w.leave(f, nil)
+}
+
+// patient waits for a turn, but not for files that hang: nothing can interrupt that.
+func (w *Watcher) patient(ended <-chan struct{}) {
+	late := time.NewTimer(turnWait)
+	defer late.Stop()
+	select {
+	case <-ended:
+	case <-late.C:
+		w.log.Warn("certificate files hang and are not waited for")
+	}
 }
 
 // Rounds counts how often Run has gone round, and wakes it to do so again: a count
@@ -186,8 +201,8 @@ func (w *Watcher) Rescan() {
 	}
 }
 
-// Run follows the files until ctx ends and waits for everything that it started. It fails only when called twice; a
-// system without file events is polled.
+// Run follows the files until ctx ends and waits for everything that it started but files that hang. It fails only when
+// called twice; a system without file events is polled.
 func (w *Watcher) Run(ctx context.Context) error {
 	w.mu.Lock()
 	again := w.running
@@ -201,7 +216,12 @@ func (w *Watcher) Run(ctx context.Context) error {
 	w.queue = queue
 	w.mu.Unlock()
 	w.listen(ctx, queue)
-	w.turns.Wait()
+	ended := make(chan struct{})
+	go func() {
+		w.turns.Wait()
+		close(ended)
+	}()
+	w.patient(ended)
 	if queue != nil {
 		return queue.Close()
 	}

@@ -422,6 +422,39 @@ func (c *counted) look(read func(Source) sight) view {
 	return c.subject.look(read)
 }
 
+// TestOneHangingFileSystemHoldsFewThreads: followers wait for those that hang on the same file system, others do not,
+// and neither Remove nor the end waits for long.
+func TestOneHangingFileSystemHoldsFewThreads(t *testing.T) {
+	virtual(t, func(t *testing.T, r *rig) {
+		first := r.put(certtest.Leaf{})
+		r.open()
+		r.watcher = NewWatcher(WatcherOptions{PollOnly: true})
+		free := make(chan struct{})
+		var looking atomic.Int32
+		for range 3 * turnsAtMost {
+			s := &stuck{free: free, all: &looking}
+			r.watcher.add(s)
+			r.watcher.followers[s].dev = 7
+		}
+		r.watcher.Add(r.store)
+		stop := r.runWatcher()
+		time.Sleep(time.Minute)
+		if n := looking.Load(); n != turnsAtOnce {
+			t.Errorf("%d hang", n)
+		}
+		r.store.Commit(first, 0)
+		next := r.put(certtest.Leaf{})
+		time.Sleep(settled)
+		r.wantCandidate(next)
+		began := time.Now()
+		stop()
+		if d := time.Since(began); d > turnWait {
+			t.Errorf("the end took %s", d)
+		}
+		close(free)
+	})
+}
+
 // TestStartTakesTurns: many followers that are due at once, as at the start or after the machine was suspended, do not
 // all look at the same time.
 func TestStartTakesTurns(t *testing.T) {

@@ -19,12 +19,16 @@ const (
 	programIndex  = 1 << 20 // of an array that is assigned to
 )
 
-// boundPrelude stands before every program: what it defines is bounded.
-const boundPrelude = "def _setpath_any($p; $v): setpath($p; $v); def setpath($p; $v): _setpath_any(_bound_path($p; $p); $v); " +
-	"def _join_any($s): join($s); def join($s): _bound_join($s) | _join_any($s); " +
-	"def _add_any: add; def add: _bound_size | _add_any; " +
-	"def _tojson_any: tojson; def tojson: _bound_size | _tojson_any; " +
-	"def _tostring_any: tostring; def tostring: _bound_size | _tostring_any; "
+// boundPrelude stands before every program: what it defines is bounded. Names with an
+// underscore are what the library calls for @csv and the like.
+func boundPrelude() string {
+	text := "def _setpath_any($p; $v): setpath($p; $v); def setpath($p; $v): _setpath_any(_bound_path($p; $p); $v); " +
+		"def _join_any($s): join($s); def join($s): _bound_join($s) | _join_any($s); "
+	for _, name := range []string{"add", "tojson", "tostring", "_tohtml", "_touri", "_tocsv", "_totsv", "_tosh", "_tobase64"} {
+		text += fmt.Sprintf("def _%[1]s_any: %[1]s; def %[1]s: _bound_size | _%[1]s_any; ", name)
+	}
+	return text
+}
 
 // bound rewrites products and assignments in a program so that they are checked
 // first.

@@ -21,6 +21,8 @@ func TestProgramsCannotMakeMuchOutOfLittle(t *testing.T) {
 		`[.[] | "x" * 1000000000]`, `{a: ("x" * 1000000000)}`, `.a[5:.n] = [1]`, `reduce range(64) as $i (3; . * .)`,
 		`("x" * 4000000) as $s | [range(1000) | 1] | join($s)`, `("x" * 4000000) as $s | [range(1000) | $s] | add`, `("x" * 4000000) as $s | [range(1000) | $s] | tojson`,
 		`("x" * 4000000) as $s | {a: [range(1000) | $s]} | tostring`,
+		`("x" * 4000000) as $s | [range(1000) | $s] | "\(.)"`, `("x" * 4000000) as $s | [range(1000) | $s] | @csv`, `("x" * 4000000) as $s | [range(1000) | $s] | @tsv`,
+		`("x" * 4000000) as $s | [range(1000) | $s] | @sh "a\(.)"`, `("x" * 4000000) as $s | [range(1000) | $s] | @html`, `("x" * 4000000) as $s | [range(1000) | $s] | @base64`,
 	} {
 		code, err := compileProgram(text)
 		if err != nil {
@@ -49,6 +51,7 @@ func TestBoundedProgramsMeanTheSame(t *testing.T) {
 		`"n=\(.n * 2)"`, `[.a[] | select(. * 2 > 3)]`, `try ({} * 2) catch "no"`, `reduce .a[] as $i (1; . * $i)`, `.a | map(. * 2) | add`, `-.n * 2`,
 		`.a[-1] *= 2`, `[limit(2; .a[])] | length * 2`, `{v: (.n * 2)}`, `.a |= map(. * 3)`, `path(.a[0])`, `.b |= with_entries(.value *= 2)`, `1e1000 * 2`,
 		`.a | join(",")`, `.a | join(",", ";")`, `[] | join(",")`, `["a", null, 1.5, true] | join(.[0])`, `try (.n | join(",")) catch .`, `.b | join("-")`,
+		`.a | @csv`, `.a | @tsv`, `.a | @sh`, `@html`, `.a | @uri`, `.s | @base64 | @base64d`, `@csv "x\(.a)"`, `@json`, `@text`, `"\(.b)\(.a)"`,
 		`.a | add`, `[] | add`, `[[1], [2]] | add`, `.b | add`, `add(.a[])`, `tojson`, `.s | tojson`, `tostring`, `.s | tostring`, `[.a[] | tostring] | join("")`,
 		`del(.a[0])`, `to_entries | length * 1`, `.n % 2 * 3`, `.a[1:] |= map(. * 2)`, `if .n * 2 > 5 then "big" else "small" end`,
 	} {

@@ -110,7 +110,7 @@ func compileProgram(text string) (*gojq.Code, error) {
 	if err := bound(q); err != nil {
 		return nil, fmt.Errorf("not a jq program: %w", err)
 	}
-	prelude, err := gojq.Parse(boundPrelude + ".")
+	prelude, err := gojq.Parse(boundPrelude() + ".")
 	if err != nil {
 		return nil, err
 	}

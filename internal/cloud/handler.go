@@ -88,10 +88,10 @@ func callback(ctx context.Context, identity, method, place string, payload []byt
 	if err != nil {
 		return unreachable(ctx, err)
 	}
-	if len(body) <= maxMethodBody { // else it is refused as it is
-		body = bytes.TrimSpace(body)
+	if len(body) > maxMethodBody {
+		return refusal(http.StatusBadGateway, "callback's answer is larger than %d bytes", maxMethodBody)
 	}
-	return answer{resp.StatusCode, body}
+	return answer{resp.StatusCode, bytes.TrimSpace(body)}
 }
 
 func unreachable(ctx context.Context, err error) answer {

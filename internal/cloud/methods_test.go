@@ -244,7 +244,7 @@ func TestMethodsCallBackAndRunPrograms(t *testing.T) {
 	}{
 		{"echo", `{"a":1}`, 207, `{"got":{"a":1},"method":"echo","identity":"press-7"}`},
 		{"text", `1`, 502, `{"error":"the answer is not JSON"}`},
-		{"big", `1`, 502, `{"error":"the answer has`},
+		{"big", `1`, 502, `{"error":"callback's answer is larger`},
 		{"away", `1`, 502, `{"error":"callback answers with a redirect (302)"}`},
 		{"slow", `1`, 504, `{"error":"callback did not answer in time"}`},
 		{"down", `1`, 502, `{"error":"callback: dial tcp 127.0.0.1:1: connect: connection refused"}`},

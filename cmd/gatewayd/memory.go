@@ -13,7 +13,7 @@ import (
 // and what stays is packed instead of scattered over what was garbage. With more than
 // busyBytes of garbage a second it would cost too much.
 const (
-	restPercent = 10
+	restPercent = 4
 	busyPercent = 50
 	busyBytes   = 4 << 20
 )

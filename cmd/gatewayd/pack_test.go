@@ -68,8 +68,8 @@ func TestPackedReadingsAreNeitherLostNorDoubledOverKills(t *testing.T) {
 	p := s.run()
 	f := s.fleet(20, 20, 100, 0)
 	for range kills {
-		before := f.acked()
-		eventually(t, 30*time.Second, "acknowledgements", func() bool { return f.acked() > before+500 })
+		acked, packs := f.acked(), arrived.Load()
+		eventually(t, 30*time.Second, "acknowledgements, and packs at the hub", func() bool { return f.acked() > acked+500 && arrived.Load() > packs+5 })
 		p.kill()
 		p = s.run()
 	}

@@ -184,9 +184,6 @@ func runningAilments() []ailment {
 			eventually(s.t, 15*time.Second, "throttling is noticed", func() bool { id, ok := s.identityStatus("press-7"); return ok && id.Throttled })
 		}, step: stepThrottle, text: "of 64 messages may be in flight", next: "send_rate"},
 		{name: "running: nothing is acknowledged", before: func(s *plant) {
-			if os.Getenv("GATEWAYD_LONG") == "" {
-				s.t.Skip("takes longer than quietLimit")
-			}
 			s.hub.WithholdPuback(-1)
 		}, running: func(s *plant, _ *process) {
 			connected(s)

@@ -164,7 +164,7 @@ func residentBytes() int64 {
 	return pages * int64(os.Getpagesize())
 }
 
-// sensorProcess is this test binary, started again to be many sensors.
+// sensorProcess is this test binary, started again to be many clients.
 type sensorProcess struct {
 	in  io.Writer
 	out *bufio.Reader
@@ -174,8 +174,16 @@ const sensorEnv = "DOWNSTREAM_TEST_SENSORS"
 
 func startSensors(t testing.TB, address string, n int) *sensorProcess {
 	t.Helper()
+	p, stop := startSelf(t, sensorEnv+"="+address+" "+strconv.Itoa(n))
+	t.Cleanup(stop)
+	return p
+}
+
+// startSelf starts this test binary with one more variable in its environment.
+func startSelf(t testing.TB, env string) (p *sensorProcess, stop func()) {
+	t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), sensorEnv+"="+address+" "+strconv.Itoa(n))
+	cmd.Env = append(os.Environ(), env)
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
@@ -188,8 +196,7 @@ func startSensors(t testing.TB, address string, n int) *sensorProcess {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { stdin.Close(); cmd.Wait() })
-	return &sensorProcess{in: stdin, out: bufio.NewReader(stdout)}
+	return &sensorProcess{in: stdin, out: bufio.NewReader(stdout)}, func() { stdin.Close(); cmd.Wait() }
 }
 
 // connect has all sensors drop their connections and come back at once.

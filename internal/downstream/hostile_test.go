@@ -1,7 +1,6 @@
 package downstream
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/binary"
 	"fmt"
@@ -9,7 +8,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
-	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
@@ -356,27 +354,11 @@ const attackersEnv = "DOWNSTREAM_TEST_ATTACK"
 
 func startAttackers(t testing.TB, address string) (stop func()) {
 	t.Helper()
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), attackersEnv+"="+address)
-	cmd.Stderr = os.Stderr
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
+	p, stop := startSelf(t, attackersEnv+"="+address)
+	if _, err := p.out.ReadString('\n'); err != nil {
 		t.Fatal(err)
 	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := bufio.NewReader(stdout).ReadString('\n'); err != nil {
-		t.Fatal(err)
-	}
-	return func() {
-		stdin.Close()
-		cmd.Wait()
-	}
+	return stop
 }
 
 // beAttackers attacks until standard input ends.

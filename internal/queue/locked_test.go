@@ -1,6 +1,27 @@
 package queue
 
-import "testing"
+import (
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// A process that was killed holds its lock a moment longer than its supervisor waits.
+func TestAHolderThatIsGoingIsWaitedFor(t *testing.T) {
+	dir := t.TempDir()
+	l, err := osFS{}.lock(filepath.Join(dir, lockName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(lockPatience/10, func() { l.Close() })
+	j, err := Open(Options{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Close(); err != nil {
+		t.Error(err)
+	}
+}
 
 func TestLockedTellsWhetherSomebodyHasTheFolder(t *testing.T) {
 	dir := t.TempDir()

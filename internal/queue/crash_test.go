@@ -314,7 +314,7 @@ func TestSyncErrorNeverAcknowledges(t *testing.T) {
 // TestFullDiskIsDrainedAndRecovers: appends are refused, acknowledging goes on, frees space, and appends work again without a restart.
 func TestFullDiskIsDrainedAndRecovers(t *testing.T) {
 	w := newWorld(t, rand.New(rand.NewPCG(1, 1)).IntN)
-	w.fs.limit = 5 * minSegment
+	w.fs.limit = 7 * minSegment
 	w.mustOpen()
 	for range 40 {
 		w.append("press-7", 0, 1, 8000)

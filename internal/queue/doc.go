@@ -34,8 +34,9 @@
 // The folder holds "lock" (flock; a second instance gets ErrLocked), slots "%08x.jnl", and "damaged/". A slot is a preallocated file of SegmentBytes,
 // used by one segment after another: a file that was written before costs the device half of a new one, so they stay until they have not been needed for a
 // minute, but for two. Its name and size are synced, folder included, before it is first used and do not change while it is in use, so taking
-// it into use again needs no sync of the folder, and a group that fits it cannot meet a full disk on file systems that honour fallocate. One more slot of
-// 256 KiB is the reserve: only acknowledgements may take it, so that a full disk can always be drained.
+// it into use again needs no sync of the folder, and a group that fits it cannot meet a full disk on file systems that honour fallocate. Two more slots
+// of 256 KiB are the reserve: only acknowledgements may take them, in turn, so that a full disk can always be drained. Nor may messages take the last free
+// slot: compaction needs it where every segment of a full disk holds messages of a queue that is not drained.
 //
 // All integers are little-endian; uvarint and varint are those of encoding/binary; checksums are CRC-32C. All but the one of the segment header are seeded
 // with the segment's salt, which is random per use of a slot: what an earlier use left in the file never passes, and no payload can imitate a record.

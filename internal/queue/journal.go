@@ -44,7 +44,7 @@ type Journal struct {
 	free       []*slot           // preallocated and safe to overwrite
 	leastFree  int               // fewest of them since trimmed
 	trimmed    time.Time         //
-	reserve    *slot             // kept for acknowledgements when the disk is full
+	reserve    []*slot           // kept for acknowledgements when the disk is full
 	emptied    []*segment        // hold nothing; to be noted on disk
 	retired    []*segment        // noted; their slots are used again once no read holds them
 	unindexed  []*segment        // sealed, the index is still to be written

@@ -62,8 +62,8 @@ func (j *Journal) recycle() {
 		case g.pins.Load() > 0:
 			later = append(later, g)
 			continue
-		case j.reserve == nil && s.size >= min(reserveBytes, j.o.SegmentBytes) && s.size <= j.o.SegmentBytes:
-			j.reserve = s
+		case len(j.reserve) < reserves && s.size == j.reserveSize():
+			j.reserve = append(j.reserve, s)
 		case s.size == j.o.SegmentBytes:
 			j.free = append(j.free, s)
 		default:
@@ -119,7 +119,8 @@ func (j *Journal) trim() {
 func (j *Journal) prepare() {
 	j.mu.Lock()
 	j.leastFree = min(j.leastFree, len(j.free))
-	need := len(j.free) == 0 && j.reserve != nil && len(j.segments) > 0 && j.stats.Syncs > 0
+	// One that may be taken and one for compaction, which a single segment does not need.
+	need := len(j.free) < min(len(j.segments), 2) && len(j.reserve) == reserves && j.stats.Syncs > 0
 	j.mu.Unlock()
 	if !need || j.stopped() != nil {
 		return

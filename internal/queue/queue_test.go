@@ -303,7 +303,7 @@ func TestInspectionBesideTheWriterChangesNothing(t *testing.T) {
 		t.Errorf("%d files, were %d", len(after), len(before))
 	}
 	stop()
-	f, err := os.OpenFile(filepath.Join(dir, "00000001.jnl"), os.O_RDWR, 0)
+	f, err := os.OpenFile(filepath.Join(dir, "00000002.jnl"), os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

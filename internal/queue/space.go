@@ -14,8 +14,18 @@ import (
 // errBound: the folder has reached Options.MaxBytes.
 var errBound = errors.New("the folder has reached its bound")
 
-// reserveBytes is the size of the file that is kept for acknowledgements when the disk is full.
-const reserveBytes = 256 << 10
+const (
+	// reserves are the files that only acknowledgements may take. There are two: a segment without messages is of no use once another one begins with a
+	// snapshot, so that they can take turns for as long as it takes to drain a full disk, over any number of restarts.
+	reserves      = 2
+	reserveBytes  = 256 << 10
+	reserveQueues = 256 // for so many queues; more need more
+)
+
+// reserveSize has room for a snapshot of all queues and what they have to say.
+func (j *Journal) reserveSize() int64 {
+	return min(reserveBytes*int64(1+len(j.queues)/reserveQueues), j.o.SegmentBytes)
+}
 
 // makeRoom sees to it that a group of est bytes with so many records fits the segment in use, opening a new one when it does not. Groups with records
 // leave room for acknowledgements, in the segment and in a reserve of their own, so that a full disk can always be drained.
@@ -36,26 +46,64 @@ func (j *Journal) makeRoom(est int64, recs int) error {
 	return j.roll(est+indexRoom(recs, recs)+blockBytes+controlReserve, recs > 0)
 }
 
-// keepReserve prepares the reserve when there is none.
+// keepReserve prepares the reserves that are missing.
 func (j *Journal) keepReserve() error {
+	for {
+		j.mu.Lock()
+		size := j.reserveSize()
+		var small []*slot
+		j.reserve = slices.DeleteFunc(j.reserve, func(s *slot) bool {
+			if s.size < size {
+				small = append(small, s)
+			}
+			return s.size < size
+		})
+		missing := len(j.reserve) < reserves
+		for _, s := range small {
+			j.retired = append(j.retired, &segment{slot: s})
+		}
+		j.mu.Unlock()
+		if !missing {
+			return nil
+		}
+		s, err := j.createSlotOf(size)
+		if isFull(err) {
+			s, err = j.cutFree(size, err)
+		}
+		if err != nil {
+			return err
+		}
+		j.mu.Lock()
+		j.reserve = append(j.reserve, s)
+		j.mu.Unlock()
+	}
+}
+
+// cutFree makes a small file of a free one. The last one is left to compaction.
+func (j *Journal) cutFree(size int64, full error) (*slot, error) {
 	j.mu.Lock()
-	have := j.reserve != nil
-	if !have && len(j.free) > 1 {
-		j.reserve, j.free = j.free[0], j.free[1:]
-		have = true
+	n := len(j.free) - 1
+	if n < 1 {
+		j.mu.Unlock()
+		return nil, full
 	}
+	s := j.free[n]
+	j.free = j.free[:n]
+	j.leastFree = min(j.leastFree, n)
 	j.mu.Unlock()
-	if have {
-		return nil
+	f, err := j.files.openFile(s.name, openWrite)
+	if err == nil {
+		err = errors.Join(f.truncate(size), f.sync(), f.Close())
 	}
-	s, err := j.createSlot(min(reserveBytes, j.o.SegmentBytes), 0)
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	if err != nil {
-		return err
+		j.retired = append(j.retired, &segment{slot: s})
+		return nil, err
 	}
-	j.mu.Lock()
-	j.reserve = s
-	j.mu.Unlock()
-	return nil
+	j.slotBytes -= s.size - size
+	s.size, s.warm = size, min(s.warm, size)
+	return s, nil
 }
 
 func isFull(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, errBound) }
@@ -132,47 +180,67 @@ func (j *Journal) allocate(s *slot) error {
 	return err
 }
 
-// takeSlot finds a file for the next segment. Acknowledgements may take the reserve, messages may not.
+// takeSlot finds a file for the next segment. Acknowledgements may take a reserve, messages may not, nor the last free file: a full disk is only made empty
+// again by compaction where a queue that is not drained has messages in every file.
 func (j *Journal) takeSlot(need int64, data bool) (*slot, error) {
-	j.mu.Lock()
-	best := -1 // the one that was written furthest, so that few files serve again and again
-	for i, s := range j.free {
-		if s.size >= need && (best < 0 || s.warm > j.free[best].warm) {
-			best = i
-		}
-	}
-	if best >= 0 {
-		s := j.free[best]
-		j.free = slices.Delete(j.free, best, best+1)
-		j.leastFree = min(j.leastFree, len(j.free))
-		j.mu.Unlock()
+	if s := j.takeFree(need, 1); s != nil {
 		return s, nil
 	}
-	j.mu.Unlock()
 	poke(j.chore)
 	size := max(j.o.SegmentBytes, align(need, blockBytes))
 	least := max(align(need, blockBytes), min(reserveBytes, j.o.SegmentBytes))
 	s, err := j.createSlot(size, least)
-	if isFull(err) && j.giveUpFree() {
+	if isFull(err) && j.giveUpFree(need) {
 		s, err = j.createSlot(size, least)
 	}
 	if err == nil || data {
 		return s, err
 	}
 	j.mu.Lock()
-	defer j.mu.Unlock()
-	if r := j.reserve; r != nil && r.size >= need {
-		j.reserve = nil
-		return r, nil
+	if i := slices.IndexFunc(j.reserve, func(r *slot) bool { return r.size >= need }); i >= 0 {
+		s = j.reserve[i]
+		j.reserve = slices.Delete(j.reserve, i, i+1)
 	}
-	return nil, err
+	j.mu.Unlock()
+	if s == nil {
+		s = j.takeFree(need, 0)
+	}
+	if s == nil {
+		return nil, err
+	}
+	return s, nil
 }
 
-// giveUpFree removes the free files, none of which is large enough, and says whether there were any.
-func (j *Journal) giveUpFree() bool {
+// takeFree takes the free file that was written furthest, so that few files serve again and again. It leaves some.
+func (j *Journal) takeFree(need int64, leave int) *slot {
 	j.mu.Lock()
-	gone := j.free
-	j.free, j.leastFree = nil, 0
+	defer j.mu.Unlock()
+	best, fit := -1, 0
+	for i, s := range j.free {
+		if s.size < need {
+			continue
+		}
+		fit++
+		if best < 0 || s.warm > j.free[best].warm {
+			best = i
+		}
+	}
+	if fit <= leave {
+		return nil
+	}
+	s := j.free[best]
+	j.free = slices.Delete(j.free, best, best+1)
+	j.leastFree = min(j.leastFree, len(j.free))
+	return s
+}
+
+// giveUpFree removes the free files when none is large enough, and says whether there were any.
+func (j *Journal) giveUpFree(need int64) bool {
+	j.mu.Lock()
+	var gone []*slot
+	if !slices.ContainsFunc(j.free, func(s *slot) bool { return s.size >= need }) {
+		gone, j.free, j.leastFree = j.free, nil, 0
+	}
 	j.mu.Unlock()
 	j.removeSlots(gone)
 	return len(gone) > 0

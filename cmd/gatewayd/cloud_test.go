@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,12 +20,20 @@ import (
 	"gatewayd/internal/hub/hubtest"
 )
 
-// quietGateway is a gateway of a plant that was built and does not run.
+// quietGateway is a gateway of a plant that was built, has read its certificates, and does not run.
 func quietGateway(t *testing.T, s *plant) *gateway {
 	t.Helper()
 	cfg := must(config.Load(s.path("config.yaml")))(t)
 	g := must(newGateway(cfg, zap.NewNop(), zap.NewAtomicLevelAt(zap.InfoLevel)))(t)
 	t.Cleanup(g.close)
+	ctx, cancel := context.WithCancel(t.Context())
+	read := make(chan error, 1)
+	go func() { read <- g.watcher.Run(ctx) }()
+	for _, id := range g.now.Load().identities {
+		id.store.Await(ctx)
+	}
+	cancel()
+	check(t, <-read)
 	return g
 }
 

@@ -20,8 +20,9 @@ import (
 // properties of an identity. What was applied is kept on disk, so that it holds
 // after a restart without the hub.
 type desiredConfig struct {
-	file string
-	wake chan struct{} // one-slot: there is a document to look at
+	file   string
+	wake   chan struct{} // one-slot: there is a document to look at
+	looker config.Looker
 
 	// kept is in use. Whoever holds gateway.reloading may touch it; nil = none.
 	kept *keptDesired
@@ -85,7 +86,7 @@ func (d *desiredConfig) over(cfg *config.Config, log *zap.Logger) *config.Config
 
 // load reads the file and puts what is kept over it.
 func (d *desiredConfig) load(file string, log *zap.Logger) (*config.Config, error) {
-	cfg, err := config.Load(file)
+	cfg, err := d.looker.Load(file)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/x509"
 	"fmt"
 
@@ -56,7 +57,7 @@ func (g *gateway) openIdentity(cfg *config.Config, c *config.Identity) (*identit
 	if c.AllowCNMismatch {
 		cn = ""
 	}
-	id.store, err = certstore.Open(certstore.Options{
+	id.store, err = certstore.New(certstore.Options{
 		Identity:     c.Name,
 		Source:       certstore.Source(c.Certificate),
 		CommonName:   cn,
@@ -121,5 +122,10 @@ func queueLimits(l config.Limits) queue.Limits {
 }
 
 func (g *gateway) startIdentity(id *identity) {
-	id.running = g.sending.start("session "+id.cfg.Name, id.session.Run)
+	id.running = g.sending.start("session "+id.cfg.Name, func(ctx context.Context) error {
+		// The first to be tried is what the files hold, and against the roots of the files.
+		id.roots.Await(ctx)
+		id.store.Await(ctx)
+		return id.session.Run(ctx)
+	})
 }

@@ -46,7 +46,7 @@ func newQueueCommand() *cobra.Command {
 func readQueue(use, short string, args cobra.PositionalArgs, show func(cmd *cobra.Command, j *queue.Journal, args []string) error) *cobra.Command {
 	var file string
 	cmd := &cobra.Command{Use: use, Short: short, Args: usageArgs(args), RunE: func(cmd *cobra.Command, args []string) error {
-		cfg, err := loadConfig(file)
+		cfg, err := peekConfig(file)
 		if err != nil {
 			return err
 		}
@@ -181,7 +181,7 @@ func newRequeueCommand() *cobra.Command {
 		Short: "Put messages that were set aside back into their queue: those named, or all",
 		Args:  usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cfg, err := loadConfig(file)
+			cfg, err := peekConfig(file)
 			if err != nil {
 				return err
 			}
@@ -215,7 +215,7 @@ func newDropCommand() *cobra.Command {
 		Short: "Forget the queue of an identity that is no longer configured, with everything in it",
 		Args:  usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cfg, err := loadConfig(file)
+			cfg, err := peekConfig(file)
 			if err != nil {
 				return err
 			}
@@ -249,7 +249,7 @@ state_dir is the default one.`,
 			defaults := config.Defaults()
 			cfg := &defaults
 			if file != "" {
-				if cfg, err = loadConfig(file); err != nil {
+				if cfg, err = peekConfig(file); err != nil {
 					return err
 				}
 			}

@@ -29,7 +29,7 @@ func (c *rootsCache) open(h config.Hub) *certstore.Roots {
 	}
 	r := c.sets[key]
 	if r == nil {
-		r = certstore.OpenRoots(certstore.RootsOptions{Files: h.Trust, System: h.SystemRoots, Log: c.log})
+		r = certstore.NewRoots(certstore.RootsOptions{Files: h.Trust, System: h.SystemRoots, Log: c.log})
 		c.watcher.AddRoots(r)
 		c.sets[key] = r
 	}

@@ -48,11 +48,16 @@ func addConfigFlag(cmd *cobra.Command, file *string) {
 }
 
 // loadConfig reads the file; what is wrong with it is exit code 2.
-func loadConfig(file string) (*config.Config, error) {
+func loadConfig(file string) (*config.Config, error) { return configFrom(file, config.Load) }
+
+// peekConfig is loadConfig for commands that read none of the files which the configuration names.
+func peekConfig(file string) (*config.Config, error) { return configFrom(file, config.Peek) }
+
+func configFrom(file string, load func(string) (*config.Config, error)) (*config.Config, error) {
 	if file == "" {
 		return nil, &exitError{exitUsage, errors.New("-c FILE is required: the configuration file")}
 	}
-	cfg, err := config.Load(file)
+	cfg, err := load(file)
 	if err != nil {
 		return nil, &exitError{exitUsage, err}
 	}

@@ -41,7 +41,7 @@ Exit codes: 0 healthy, 1 something is wrong or the gateway does not answer,
 			v.cfg = &defaults
 			if v.file != "" {
 				var err error
-				if v.cfg, err = loadConfig(v.file); err != nil {
+				if v.cfg, err = peekConfig(v.file); err != nil {
 					return err
 				}
 			}

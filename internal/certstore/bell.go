@@ -20,6 +20,14 @@ func (b *bell) ring(what *atomic.Bool) {
 	}
 }
 
+// silent is what Watcher.silentAt says of s, which has the bell.
+func (b *bell) silent(s subject) string {
+	if w := b.watcher.Load(); w != nil {
+		return w.silentAt(s)
+	}
+	return ""
+}
+
 func (b *bell) rung() bool { return b.touched.Load() || b.poked.Load() }
 
 // hear forgets what was said; the turn that follows looks at everything that it can have been about.

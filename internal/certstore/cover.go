@@ -16,10 +16,9 @@ const mountsEvery = time.Minute
 type folder struct {
 	names map[string][]*follower // guarded by Watcher.mu
 
-	mu    sync.Mutex
-	id    fileID
-	set   bool
-	quiet bool // on a file system that raises no events
+	mu  sync.Mutex
+	id  fileID
+	set bool
 }
 
 // cover puts watches on every place that matters for paths now and takes away those that do not any more. The new ones
@@ -71,7 +70,8 @@ func (w *Watcher) enter(who *follower, places []place) []string {
 
 // put makes sure that the folder that is at path now is watched, and not one that was there before. The watch is asked for
 // every time: it may have gone with a folder whose number the new one was given. It says whether changes in it raise
-// events.
+// events. Where those made elsewhere raise none the folder is not watched at all: such a file system is a server's, it may
+// hang, and who hangs while he asks for a watch keeps the event queue from everybody.
 func (w *Watcher) put(path string) bool {
 	w.mu.Lock()
 	queue, f := w.queue, w.folders[path]
@@ -82,16 +82,20 @@ func (w *Watcher) put(path string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	id, ok := idOf(path)
-	if f.set && (!ok || id != f.id) {
+	quiet := quietFilesystem(path)
+	if f.set && (!ok || id != f.id || quiet) {
 		_ = queue.Remove(path) // gone with its folder, mostly
 	}
 	f.set = false
+	if quiet {
+		return false
+	}
 	if err := queue.Add(path); err != nil {
 		w.complain(err)
 		return false
 	}
-	f.id, f.set, f.quiet = id, true, quietFilesystem(path)
-	return !f.quiet
+	f.id, f.set = id, true
+	return true
 }
 
 // complain says once that there are folders that cannot be watched, such as beyond fs.inotify.max_user_watches.
@@ -154,16 +158,7 @@ func (w *Watcher) release(path string, f *folder) {
 
 // pinned names the mounts that hide changes of paths.
 func (w *Watcher) pinned(paths []string) []string {
-	w.mu.Lock()
-	stale := time.Since(w.mountsAt) >= mountsEvery
-	points := w.mounts
-	w.mu.Unlock()
-	if stale || points == nil {
-		points = readMountPoints()
-		w.mu.Lock()
-		w.mounts, w.mountsAt = points, time.Now()
-		w.mu.Unlock()
-	}
+	points, _ := w.mountPoints()
 	var problems []string
 	for _, p := range paths {
 		if text := pinned(p, points); text != "" {
@@ -171,4 +166,29 @@ func (w *Watcher) pinned(paths []string) []string {
 		}
 	}
 	return problems
+}
+
+// mount is a file system that is mounted somewhere.
+type mount struct {
+	id     string // the same wherever it is mounted
+	served bool   // by another machine or program
+}
+
+// mountPoints are those of at most a minute ago; served says that one of them is.
+func (w *Watcher) mountPoints() (points map[string]mount, served bool) {
+	w.mu.Lock()
+	points, served = w.mounts, w.served
+	fresh := points != nil && time.Since(w.mountsAt) < mountsEvery
+	w.mu.Unlock()
+	if fresh {
+		return points, served
+	}
+	points, served = w.table(), false
+	for _, m := range points {
+		served = served || m.served
+	}
+	w.mu.Lock()
+	w.mounts, w.mountsAt, w.served = points, time.Now(), served
+	w.mu.Unlock()
+	return points, served
 }

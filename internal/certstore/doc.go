@@ -16,10 +16,11 @@
 //
 // # Goroutines
 //
-// Open and New start nothing. Watcher.Run is the scheduler of all followers: it hands out their turns, a few at a time,
-// each in a goroutine that ends with the turn, so that an idle identity has none. A file system that hangs delays only
-// those whose files are on it, and holds few threads. One more goroutine reads file events. Run waits for all of them, for
-// files that hang only for a moment. Clock.Run is a loop of its own.
+// Open and New start nothing; what New makes is read for the first time in a turn. Watcher.Run is the scheduler of all
+// followers: it hands out their turns, a few at a time, each in a goroutine that ends with the turn, so that an idle
+// identity has none. A file system that hangs delays only those whose files are on it, and holds few threads. One more
+// goroutine reads file events. Run waits for all of them, for files that hang only for a moment. Clock.Run is a loop of
+// its own.
 //
 // # What is on disk
 //

@@ -3,6 +3,7 @@ package certstore
 import (
 	"crypto/sha256"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 )
 
@@ -53,8 +54,12 @@ type subject interface {
 	tick(now time.Time) time.Time
 	// placed takes how the files are watched and what is wrong with their place.
 	placed(mode string, where []string)
-	// first is what was judged before the Watcher came.
+	// first is what was judged before the Watcher came; zero when nothing was. Then begin takes the first reading.
 	first() [sha256.Size]byte
+	begin(v view)
+	// silent says that the file system of the file at path does not answer, and answers that it does again.
+	silent(path string)
+	answers()
 }
 
 // follower follows the files of one subject: events and polls lead to a reading, the reading to another one after a quiet
@@ -68,20 +73,25 @@ type follower struct {
 	asked  time.Time // has waited for it since; zero: it is not due
 	busy   bool      // has its turn
 	began  time.Time
-	dev    uint64        // file system that the last turn found the files on; 0: none
+	on     string        // served file system that the turn has entered; "": none
+	behind string        // served file system on which others hang, so that it had no turn; "": none
+	since  time.Time     // behind one
+	told   bool          // that its files do not answer
 	ended  chan struct{} // somebody waits for the end of the turn; nil: nobody
 	places []place
 
+	at atomic.Pointer[string] // what the turn looks at; nil: nothing yet
+
 	// Of the turn alone.
+	unread   bool // begin was not called
 	judged   [sha256.Size]byte
-	seenOn   uint64
 	printed  print // of what was judged, as the last full reading found it
 	active   bool
 	based    bool
 	base     view
 	start    time.Time // of settling
-	since    time.Time // base has been seen since
-	at       time.Time // next look while settling
+	seen     time.Time // base has been seen since
+	next     time.Time // next look while settling
 	read     time.Time // last full reading
 	poll     time.Time // next poll
 	pinned   []string
@@ -91,10 +101,16 @@ type follower struct {
 // turn does what has fallen due and says when there is more.
 func (f *follower) turn() time.Time {
 	now := time.Now()
-	if f.bell().hear() {
+	if !f.w.approach(f) {
+		return now // as soon as one of those has ended that hang
+	}
+	switch touched := f.bell().hear(); {
+	case f.unread:
+		f.firstLook(now)
+	case touched:
 		f.touched(now)
 	}
-	if f.active && !now.Before(f.at) {
+	if f.active && !now.Before(f.next) {
 		f.settle(now)
 	}
 	switch {
@@ -105,7 +121,19 @@ func (f *follower) turn() time.Time {
 		f.poll = now.Add(f.w.o.Poll)
 		f.compare(now)
 	}
-	return earliest(f.poll, f.tick(time.Now()), f.at)
+	return earliest(f.poll, f.tick(time.Now()), f.next)
+}
+
+// firstLook believes what it reads without waiting: the process begins, and the files are hardly being changed.
+func (f *follower) firstLook(now time.Time) {
+	f.printed = f.w.print(f)
+	v := f.see(observe)
+	f.begin(v)
+	f.judged, f.unread = v.hash, false
+	f.poll = now.Add(rand.N(f.w.o.Poll)) // all begin at once and must not go on in step
+	if time.Since(now) >= turnWait {
+		f.poll = now // what hung has ended, most likely with an error
+	}
 }
 
 // see puts the watches where the files are now and then reads: a change between the two is an event, not a loss.
@@ -121,8 +149,7 @@ func (f *follower) compare(now time.Time) {
 	if f.active {
 		return
 	}
-	p, dev := f.w.print(f.paths())
-	f.seenOn = dev
+	p := f.w.print(f)
 	if p == f.printed && now.Sub(f.read) < thoroughEvery {
 		return
 	}
@@ -132,8 +159,8 @@ func (f *follower) compare(now time.Time) {
 		return
 	}
 	now = time.Now()
-	f.begin(now)
-	f.based, f.base, f.since, f.at = true, v, now, now.Add(quiet)
+	f.activate(now)
+	f.based, f.base, f.seen, f.next = true, v, now, now.Add(quiet)
 }
 
 // touched starts to settle, or starts the quiet time again.
@@ -141,16 +168,16 @@ func (f *follower) touched(now time.Time) {
 	rested := f.read.Add(f.w.rest)
 	switch again := now.Add(quiet); {
 	case !f.active:
-		f.begin(now)
-		f.at = later(now, rested)
-	case f.based && now.Sub(f.since) < quiet:
-		f.at = again
-	case f.at.After(later(again, rested)): // what was doubted may be in order now
-		f.at = later(again, rested)
+		f.activate(now)
+		f.next = later(now, rested)
+	case f.based && now.Sub(f.seen) < quiet:
+		f.next = again
+	case f.next.After(later(again, rested)): // what was doubted may be in order now
+		f.next = later(again, rested)
 	}
 }
 
-func (f *follower) begin(now time.Time) {
+func (f *follower) activate(now time.Time) {
 	f.active, f.based, f.start = true, false, now
 }
 
@@ -161,15 +188,15 @@ func (f *follower) settle(now time.Time) {
 		return
 	}
 	if !f.based || v.hash != f.base.hash {
-		f.based, f.base, f.since = true, v, now
+		f.based, f.base, f.seen = true, v, now
 	}
 	f.settles(true)
-	stable := now.Sub(f.since)
+	stable := now.Sub(f.seen)
 	switch {
 	case stable < quiet && now.Sub(f.start) < settleCap:
-		f.at = f.since.Add(quiet)
+		f.next = f.seen.Add(quiet)
 	case f.judge(v, stable):
-		f.at = f.since.Add(doubtWait)
+		f.next = f.seen.Add(doubtWait)
 	default:
 		f.judged = v.hash
 		f.end()
@@ -177,7 +204,7 @@ func (f *follower) settle(now time.Time) {
 }
 
 func (f *follower) end() {
-	f.active, f.based, f.at, f.base = false, false, time.Time{}, view{}
+	f.active, f.based, f.next, f.base = false, false, time.Time{}, view{}
 	f.settles(false)
 }
 

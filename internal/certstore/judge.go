@@ -17,6 +17,25 @@ func (s *Store) bell() *bell { return &s.ring }
 
 func (s *Store) first() [sha256.Size]byte { return s.opened }
 
+// begin takes the first reading.
+func (s *Store) begin(v view) {
+	s.judge(v, doubtWait)
+	s.update(s.preferFilesLocked)
+	s.tick(time.Now())
+	s.unread.open()
+}
+
+// silent lets those go on that wait for the first reading.
+func (s *Store) silent(path string) {
+	s.log().Warn("certificate files do not answer and are read as soon as they do", zap.String("path", path))
+	if s.unread.closed() {
+		s.update(s.preferFilesLocked)
+	}
+	s.unread.open()
+}
+
+func (s *Store) answers() { s.log().Info("certificate files answer again") }
+
 func (s *Store) settles(on bool) { s.update(func() { s.settling = on }) }
 
 // paths lists the files whose place is watched, whether they exist or not.
@@ -267,6 +286,7 @@ func (s *Store) wakeLocked(now time.Time) {
 
 // Status returns a copy of what the Store knows.
 func (s *Store) Status() Status {
+	silent := s.ring.silent(s)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now, trusted := s.o.Clock.Now()
@@ -289,8 +309,20 @@ func (s *Store) Status() Status {
 		}
 	}
 	s.candidateStatusLocked(&st, now, time.Now())
+	switch {
+	case silent != "" && s.current == nil && st.CandidateState == None:
+		st.CandidateState, st.CandidateReason, st.CandidateHint = Waits, silentText(silent), silentHint
+	case silent != "":
+		st.Problems = append([]string{silentText(silent) + "; " + silentHint}, st.Problems...)
+	case s.current == nil && st.CandidateState == None && s.unread.closed():
+		st.CandidateState, st.CandidateReason = Waits, "its files are being read"
+	}
 	return st
 }
+
+const silentHint = "is the server of the share up? the file is read as soon as it answers"
+
+func silentText(path string) string { return path + " cannot be read: its file system does not answer" }
 
 func (s *Store) candidateStatusLocked(st *Status, validity, now time.Time) {
 	for _, sl := range s.slots() {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -44,15 +45,33 @@ func idOf(path string) (fileID, bool) {
 	return fileID{uint64(st.Dev), st.Ino}, true
 }
 
-// mountPoints reads the set of mount points. In the text, white space and backslashes are octal escapes (proc(5)).
-func mountPoints(data []byte) map[string]bool {
-	points := map[string]bool{}
+// mountPoints reads what is mounted where. In the text, white space and backslashes are octal escapes, and the type comes
+// behind a dash that ends a list (proc(5)).
+func mountPoints(data []byte) map[string]mount {
+	points := map[string]mount{}
 	for _, l := range bytes.Split(data, []byte("\n")) {
-		if fields := bytes.Fields(l); len(fields) > 4 {
-			points[unescape(string(fields[4]))] = true
+		fields := bytes.Fields(l)
+		if len(fields) <= 4 {
+			continue
 		}
+		m := mount{id: string(fields[2])}
+		if dash := slices.IndexFunc(fields, func(f []byte) bool { return string(f) == "-" }); dash > 0 && dash+1 < len(fields) {
+			m.served = servedType(string(fields[dash+1]))
+		}
+		points[unescape(string(fields[4]))] = m // of several at one place, the last is on top
 	}
 	return points
+}
+
+// servedType says whether a file system of that type asks another machine or program for everything, and so may hang for
+// as long as that is silent.
+func servedType(name string) bool {
+	kind, _, _ := strings.Cut(name, ".")
+	switch kind {
+	case "nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse", "fuseblk", "9p", "ceph", "afs", "coda", "ocfs2", "gfs2", "lustre", "glusterfs", "vboxsf", "autofs":
+		return true
+	}
+	return false
 }
 
 func unescape(s string) string {
@@ -73,7 +92,7 @@ func unescape(s string) string {
 	return b.String()
 }
 
-func readMountPoints() map[string]bool {
+func readMountPoints() map[string]mount {
 	data, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return nil
@@ -83,9 +102,12 @@ func readMountPoints() map[string]bool {
 
 // pinned names what keeps the file at path from ever changing: a bind mount of the file itself holds on to one inode,
 // and after the original was replaced that inode has no name left.
-func pinned(path string, points map[string]bool) string {
+func pinned(path string, points map[string]mount) string {
 	real, err := filepath.EvalSymlinks(path)
-	if err != nil || !points[real] {
+	if err != nil {
+		return ""
+	}
+	if _, mounted := points[real]; !mounted {
 		return ""
 	}
 	var st syscall.Stat_t

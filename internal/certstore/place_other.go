@@ -10,6 +10,6 @@ type fileID struct{}
 
 func idOf(string) (fileID, bool) { return fileID{}, false }
 
-func readMountPoints() map[string]bool { return nil }
+func readMountPoints() map[string]mount { return nil }
 
-func pinned(string, map[string]bool) string { return "" }
+func pinned(string, map[string]mount) string { return "" }

@@ -2,6 +2,7 @@ package certstore
 
 import (
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -51,16 +52,18 @@ func unreadable(t *testing.T, r *rig) {
 
 func TestMountedSingleFileIsNamed(t *testing.T) {
 	table := []byte("36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw\n" +
+		"41 35 0:52 / /mnt3 rw - nfs4 server:/certs rw\n42 35 0:53 / /mnt4 rw - fuse.sshfs server:/certs rw\n" +
 		`40 35 98:0 /x /etc/gate\040way/tls.crt ro - ext4 /dev/root rw` + "\nshort line\n")
 	points := mountPoints(table)
-	if !points["/mnt2"] || !points["/etc/gate way/tls.crt"] || len(points) != 2 {
+	want := map[string]mount{"/mnt2": {"98:0", false}, "/etc/gate way/tls.crt": {"98:0", false}, "/mnt3": {"0:52", true}, "/mnt4": {"0:53", true}}
+	if !maps.Equal(points, want) {
 		t.Errorf("points %v", points)
 	}
 	file := filepath.Join(t.TempDir(), "tls.crt")
 	must(t, os.WriteFile(file, nil, 0o600))
 	real, err := filepath.EvalSymlinks(file)
 	must(t, err)
-	if got := pinned(file, map[string]bool{real: true}); !strings.Contains(got, "mount its folder instead") {
+	if got := pinned(file, map[string]mount{real: {}}); !strings.Contains(got, "mount its folder instead") {
 		t.Errorf("mounted: %q", got)
 	}
 	if got := pinned(file, points); got != "" {
@@ -70,7 +73,7 @@ func TestMountedSingleFileIsNamed(t *testing.T) {
 		t.Errorf("replaced: %q", got)
 	}
 	// The mounts of this machine can be read at all.
-	if !readMountPoints()["/"] {
+	if readMountPoints()["/"].id == "" {
 		t.Error("no root among the mount points")
 	}
 }

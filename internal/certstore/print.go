@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"hash"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -16,22 +17,19 @@ type print [sha256.Size]byte
 type printer struct {
 	h    hash.Hash
 	st   syscall.Stat_t
-	dev  uint64 // of the last file
 	head []byte
 	buf  [4 << 10]byte
 }
 
 func newPrinter() *printer { return &printer{h: sha256.New()} }
 
-func (p *printer) take(paths []string) print {
+// take looks at paths; at is told at which.
+func (p *printer) take(paths []string, at *atomic.Pointer[string]) print {
 	p.h.Reset()
-	p.dev = 0
-	for _, path := range paths {
+	for i, path := range paths {
+		at.Store(&paths[i])
 		n, err := p.content(path)
 		p.note(uint64(n), err)
-		if p.st.Dev != 0 {
-			p.dev = uint64(p.st.Dev)
-		}
 	}
 	p.head = p.h.Sum(p.head[:0])
 	return print(p.head)

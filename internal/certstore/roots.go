@@ -1,6 +1,7 @@
 package certstore
 
 import (
+	"context"
 	"crypto/sha256"
 	"crypto/x509"
 	"fmt"
@@ -25,6 +26,7 @@ type Roots struct {
 	log    *zap.Logger
 	ring   bell
 	opened [sha256.Size]byte
+	unread latch
 
 	mu       sync.Mutex
 	good     map[string][]*x509.Certificate // by file, newest good content
@@ -44,18 +46,28 @@ type RootsStatus struct {
 	Loaded       time.Time `json:"loaded"`             // when the pool last changed
 }
 
-// OpenRoots reads the files once. A file that cannot be used is a problem in Status; the others count.
+// OpenRoots is NewRoots, and reads the files at once, which takes as long as their file system wants.
 func OpenRoots(o RootsOptions) *Roots {
+	r := NewRoots(o)
+	v := r.look(observe)
+	r.opened = v.hash
+	r.begin(v)
+	return r
+}
+
+// NewRoots leaves the files to a Watcher, which reads them when it runs and then follows them; Await waits for that. A
+// file that cannot be used is a problem in Status; the others count.
+func NewRoots(o RootsOptions) *Roots {
 	if o.Log == nil {
 		o.Log = zap.NewNop()
 	}
-	r := &Roots{o: o, log: o.Log, good: map[string][]*x509.Certificate{}, problems: map[string]string{}}
+	r := &Roots{o: o, log: o.Log, unread: newLatch(), good: map[string][]*x509.Certificate{}, problems: map[string]string{}}
 	r.rebuild()
-	v := r.look(observe)
-	r.opened = v.hash
-	r.judge(v, doubtWait)
 	return r
 }
+
+// Await returns when the files have been read for the first time, when they turn out not to answer, or when ctx ends.
+func (r *Roots) Await(ctx context.Context) { r.unread.await(ctx) }
 
 // LoadRoots reads the files once and returns the pool, or what is wrong with the first bad file. A nil pool and a nil error
 // stand for the machine's roots alone.
@@ -81,6 +93,7 @@ func (r *Roots) Pool() *x509.CertPool {
 
 // Status returns a copy.
 func (r *Roots) Status() RootsStatus {
+	silent := r.ring.silent(r)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	st := RootsStatus{System: r.o.System, Watch: r.watch, Loaded: r.loaded, Problems: slices.Clone(r.where)}
@@ -89,6 +102,9 @@ func (r *Roots) Status() RootsStatus {
 		if p := r.problems[path]; p != "" {
 			st.Problems = append(st.Problems, p)
 		}
+	}
+	if silent != "" {
+		st.Problems = append([]string{silentText(silent) + "; " + silentHint}, st.Problems...)
 	}
 	return st
 }
@@ -99,6 +115,18 @@ func (r *Roots) bell() *bell              { return &r.ring }
 func (r *Roots) first() [sha256.Size]byte { return r.opened }
 func (r *Roots) paths() []string          { return r.o.Files }
 func (r *Roots) settles(bool)             {}
+
+func (r *Roots) begin(v view) {
+	r.judge(v, doubtWait)
+	r.unread.open()
+}
+
+func (r *Roots) silent(path string) {
+	r.log.Warn("trust file does not answer and is read as soon as it does", zap.String("path", path))
+	r.unread.open()
+}
+
+func (r *Roots) answers() { r.log.Info("trust files answer again", zap.Strings("paths", r.o.Files)) }
 
 func (r *Roots) tick(time.Time) (next time.Time) { return next }
 

@@ -1,6 +1,7 @@
 package certstore
 
 import (
+	"context"
 	"crypto/sha256"
 	"errors"
 	"sync"
@@ -37,15 +38,29 @@ type Store struct {
 	disk    disk
 	changed chan struct{}     // to the session
 	ring    bell              // to the follower
-	opened  [sha256.Size]byte // what Open judged
+	opened  [sha256.Size]byte // what Open judged; zero: nothing
+	unread  latch
 
 	mu    sync.Mutex
 	state // guarded by mu
 }
 
-// Open reads what is remembered and, once, the files. Files that cannot be used are a state of the Store and not an
-// error; an error means wrong Options. The Store then follows the files while a Watcher runs it.
+// Open is New, and reads the files at once, which takes as long as their file system wants.
 func Open(o Options) (*Store, error) {
+	s, err := New(o)
+	if err != nil {
+		return nil, err
+	}
+	v := s.look(observe)
+	s.opened = v.hash
+	s.begin(v)
+	return s, nil
+}
+
+// New makes a Store with what is remembered and leaves the files to a Watcher, which reads them when it runs and then
+// follows them; Await waits for that. Files that cannot be used are a state of the Store and not an error; an error means
+// wrong Options.
+func New(o Options) (*Store, error) {
 	if o.Identity == "" {
 		return nil, errors.New("certstore: no identity")
 	}
@@ -67,17 +82,15 @@ func Open(o Options) (*Store, error) {
 	if o.TrialBurst <= 0 {
 		o.TrialBurst = trialBurst
 	}
-	s := &Store{o: o, disk: osDisk(), changed: make(chan struct{}, 1)}
+	s := &Store{o: o, disk: osDisk(), changed: make(chan struct{}, 1), unread: newLatch()}
 	s.source, s.watched = o.Source, watchedFiles(o.Source)
 	s.clockGen = o.Clock.Generation()
 	s.recall()
-	v := s.look(observe)
-	s.opened = v.hash
-	s.judge(v, doubtWait)
-	s.update(s.preferFilesLocked)
-	s.tick(time.Now())
 	return s, nil
 }
+
+// Await returns when the files have been read for the first time, when they turn out not to answer, or when ctx ends.
+func (s *Store) Await(ctx context.Context) { s.unread.await(ctx) }
 
 // Current returns the credential to use: the last one that a session proved, or, when none was proved yet, the first
 // that the files offered. It is nil while there is none, and it is never taken away because of its age or of what

@@ -2,6 +2,7 @@ package certstore
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"path/filepath"
 	"sync"
@@ -14,12 +15,13 @@ import (
 
 const (
 	// turnsAtOnce bounds the threads, stacks and garbage of many followers that look at their files at the same time. A turn
-	// that takes longer than turnWait does not count any more, and who has waited that long does not wait on: files that
+	// that takes longer than slowTurn does not count any more, and who has waited for turnWait does not wait on: files that
 	// hang, as on a lost network share, must not keep the others from being followed. Each of those holds a thread, of
 	// which a service has a few hundred (TasksMax= in systemd.resource-control(5)): when turnsAtOnce hang, others on the
-	// same file system wait for them, and more than turnsAtMost never hang.
+	// same served file system wait for them, and more than turnsAtMost never hang.
 	turnsAtOnce = 4
-	turnWait    = 5 * time.Second
+	slowTurn    = 250 * time.Millisecond
+	turnWait    = 5 * time.Second // from then on the files are said not to answer
 	turnsAtMost = 128
 )
 
@@ -41,6 +43,7 @@ type Watcher struct {
 	rest     time.Duration // restEvery, but in tests that have no second to wait
 	news     chan struct{} // to Run: a follower may be due
 	printers sync.Pool     // of *printer
+	table    func() map[string]mount
 	turns    sync.WaitGroup
 	rounds   atomic.Uint64
 
@@ -50,8 +53,9 @@ type Watcher struct {
 	folders   map[string]*folder
 	queue     *fsnotify.Watcher // nil: none to be had
 	deaf      bool              // that a folder cannot be watched was said
-	mounts    map[string]bool
+	mounts    map[string]mount
 	mountsAt  time.Time
+	served    bool // one of mounts is
 }
 
 // NewWatcher makes a Watcher; it starts nothing.
@@ -62,7 +66,7 @@ func NewWatcher(o WatcherOptions) *Watcher {
 	if o.Poll <= 0 {
 		o.Poll = pollEvery
 	}
-	return &Watcher{o: o, log: o.Log, rest: restEvery, news: make(chan struct{}, 1), printers: sync.Pool{New: func() any { return newPrinter() }},
+	return &Watcher{o: o, log: o.Log, rest: restEvery, news: make(chan struct{}, 1), printers: sync.Pool{New: func() any { return newPrinter() }}, table: readMountPoints,
 		followers: map[subject]*follower{}, folders: map[string]*folder{}}
 }
 
@@ -78,32 +82,49 @@ func (w *Watcher) add(s subject) {
 	if w.followers[s] != nil {
 		return
 	}
-	w.followers[s] = &follower{subject: s, w: w, judged: s.first()}
+	judged := s.first()
+	w.followers[s] = &follower{subject: s, w: w, judged: judged, unread: judged == [sha256.Size]byte{}}
 	s.bell().watcher.Store(w)
 	wake(w.news)
 }
 
-// dispatch gives a turn to the followers that are due, as far as there is room, and says when to look again.
-func (w *Watcher) dispatch(now time.Time) (again time.Time) {
+// dispatch gives a turn to the followers that are due, as far as there is room, and says when to look again and whose
+// files have turned out not to answer.
+func (w *Watcher) dispatch(now time.Time) (again time.Time, silent []*follower) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	taken, hang := 0, 0
-	hangOn := map[uint64]int{} // by file system
-	for _, f := range w.followers {
-		late := f.began.Add(turnWait)
-		switch {
-		case !f.busy:
+	tell := func(f *follower, since time.Time) {
+		switch late := since.Add(turnWait); {
+		case f.told:
 		case late.After(now):
-			taken++
 			again = earliest(again, late)
 		default:
-			hang++
-			hangOn[f.dev]++
+			f.told = true
+			silent = append(silent, f)
 		}
+	}
+	taken, hang := 0, 0
+	hangOn := map[string]int{}
+	for _, f := range w.followers {
+		if !f.busy {
+			continue
+		}
+		if slow := f.began.Add(slowTurn); slow.After(now) {
+			taken++
+			again = earliest(again, slow)
+			continue
+		}
+		hang++
+		hangOn[f.on]++
+		tell(f, f.began)
 	}
 	for _, f := range w.followers {
 		if f.busy {
 			continue // its end wakes Run
+		}
+		if f.behind != "" && hangOn[f.behind] >= turnsAtOnce {
+			tell(f, f.since)
+			continue // as does an end there
 		}
 		if f.due.After(now) && f.bell().rung() {
 			f.due = now
@@ -117,7 +138,7 @@ func (w *Watcher) dispatch(now time.Time) (again time.Time) {
 		}
 		late := f.asked.Add(turnWait)
 		switch {
-		case taken+hang >= turnsAtMost, f.dev != 0 && hangOn[f.dev] >= turnsAtOnce: // an end wakes Run
+		case taken+hang >= turnsAtMost: // an end wakes Run
 		case taken < turnsAtOnce || !late.After(now):
 			taken++
 			w.give(f, now)
@@ -125,32 +146,107 @@ func (w *Watcher) dispatch(now time.Time) (again time.Time) {
 			again = earliest(again, late)
 		}
 	}
-	return again
+	return again, silent
+}
+
+// approach goes to f's files and says whether it may look at them. Where turnsAtOnce others hang it may not.
+func (w *Watcher) approach(f *follower) bool {
+	points, served := w.mountPoints()
+	if !served {
+		return true
+	}
+	paths := f.paths()
+	for i, path := range paths {
+		f.at.Store(&paths[i])
+		if _, ok := walk(path, func(at string) bool {
+			m, mounted := points[at]
+			return !mounted || w.mayEnter(f, m)
+		}); !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// mayEnter notes where f is going before it can hang there.
+func (w *Watcher) mayEnter(f *follower, m mount) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f.on = ""
+	if !m.served {
+		return true
+	}
+	now, hang := time.Now(), 0
+	for _, other := range w.followers {
+		if other.busy && other.on == m.id && !other.began.Add(slowTurn).After(now) {
+			hang++
+		}
+	}
+	if hang >= turnsAtOnce {
+		f.behind = m.id
+		if f.since.IsZero() {
+			f.since = now
+		}
+		return false
+	}
+	f.on = m.id
+	return true
 }
 
 // give starts a follower's turn, with the lock held. It has a goroutine of its own for as long as it takes, and none
 // afterwards: reading and parsing need a deep stack.
 func (w *Watcher) give(f *follower, now time.Time) {
-	f.busy, f.began, f.asked = true, now, time.Time{}
+	f.busy, f.began, f.asked, f.behind = true, now, time.Time{}, ""
 	w.turns.Go(func() {
 		due := f.turn()
 		w.mu.Lock()
-		f.busy, f.due, f.dev = false, due, f.seenOn
+		f.busy, f.due, f.on = false, due, ""
+		answers := f.behind == "" && f.told
+		if f.behind == "" {
+			f.since, f.told = time.Time{}, false
+		}
 		if f.ended != nil {
 			close(f.ended)
 			f.ended = nil
 		}
 		w.mu.Unlock()
+		if answers {
+			f.answers()
+		}
 		wake(w.news)
 	})
 }
 
-// print looks at what is at paths; dev is the file system of the last file, 0 without one.
-func (w *Watcher) print(paths []string) (all print, dev uint64) {
+// print looks at f's files.
+func (w *Watcher) print(f *follower) print {
 	p := w.printers.Get().(*printer)
 	defer w.printers.Put(p)
-	all = p.take(paths)
-	return all, p.dev
+	paths := f.paths()
+	defer func() {
+		if len(paths) > 0 {
+			f.at.Store(&paths[0])
+		}
+	}()
+	return p.take(paths, &f.at)
+}
+
+// silentAt is the file of s that is looked at in vain; "" when all is well.
+func (w *Watcher) silentAt(s subject) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f := w.followers[s]
+	if f == nil || !f.told {
+		return ""
+	}
+	return f.where()
+}
+
+// where is the file that f looks at, or would.
+func (f *follower) where() string {
+	if at := f.at.Load(); at != nil {
+		return *at
+	}
+	return ""
 }
 
 // Remove stops following s and returns when nothing more happens to it, or, when its files hang, after turnWait.
@@ -251,7 +347,11 @@ func (w *Watcher) listen(ctx context.Context, queue *fsnotify.Watcher) {
 	defer alarm.Stop()
 	lost := false
 	for ; ; w.rounds.Add(1) {
-		if again := w.dispatch(time.Now()); !again.IsZero() {
+		again, silent := w.dispatch(time.Now())
+		for _, f := range silent {
+			f.silent(f.where())
+		}
+		if !again.IsZero() {
 			alarm.Reset(time.Until(again))
 		}
 		select {

@@ -375,10 +375,14 @@ type stuck struct {
 	ring bell
 	free chan struct{}
 	all  *atomic.Int32 // that look at their files
+	path string
 }
 
 func (s *stuck) bell() *bell                            { return &s.ring }
-func (s *stuck) paths() []string                        { return nil }
+func (s *stuck) paths() []string                        { return []string{s.path} }
+func (s *stuck) begin(view)                             {}
+func (s *stuck) silent(string)                          {}
+func (s *stuck) answers()                               {}
 func (s *stuck) look(func(Source) sight) view           { s.all.Add(1); <-s.free; return view{} }
 func (s *stuck) judge(view, time.Duration) (again bool) { return false }
 func (s *stuck) settles(bool)                           {}
@@ -422,8 +426,8 @@ func (c *counted) look(read func(Source) sight) view {
 	return c.subject.look(read)
 }
 
-// TestOneHangingFileSystemHoldsFewThreads: followers wait for those that hang on the same file system, others do not,
-// and neither Remove nor the end waits for long.
+// TestOneHangingFileSystemHoldsFewThreads: followers wait for those that hang on the same share, others do not, not even
+// on another share, and neither Remove nor the end waits for long.
 func TestOneHangingFileSystemHoldsFewThreads(t *testing.T) {
 	virtual(t, func(t *testing.T, r *rig) {
 		first := r.put(certtest.Leaf{})
@@ -431,10 +435,13 @@ func TestOneHangingFileSystemHoldsFewThreads(t *testing.T) {
 		r.watcher = NewWatcher(WatcherOptions{PollOnly: true})
 		free := make(chan struct{})
 		var looking atomic.Int32
-		for range 3 * turnsAtMost {
-			s := &stuck{free: free, all: &looking}
-			r.watcher.add(s)
-			r.watcher.followers[s].dev = 7
+		share := t.TempDir()
+		r.watcher.table = func() map[string]mount {
+			return map[string]mount{"/": {"8:1", false}, share: {"0:7", true}, r.dir: {"0:8", true}}
+		}
+		must(t, os.Symlink(share, filepath.Join(r.dir, "link")))
+		for i := range 3 * turnsAtMost {
+			r.watcher.add(&stuck{free: free, all: &looking, path: filepath.Join(r.dir, "link", fmt.Sprint(i))})
 		}
 		r.watcher.Add(r.store)
 		stop := r.runWatcher()

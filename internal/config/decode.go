@@ -3,7 +3,6 @@ package config
 import (
 	"fmt"
 	"math"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,6 +22,7 @@ type decoder struct {
 	problems  []Problem
 	warnings  []Problem
 	lines     map[string]int // key path → line of its value
+	files     []named
 	visited   int
 }
 
@@ -222,22 +222,6 @@ func (o *object) file(key string, into *string, missing func(path, format string
 	}
 	*into = o.d.absolute(s)
 	o.d.exists(o.child(key), *into, missing)
-}
-
-// exists looks whether a regular file (or a link to one) is there. It opens
-// nothing: the reader of the file has its own words for what is inside.
-func (d *decoder) exists(path, name string, missing func(path, format string, args ...any)) {
-	if name == "" {
-		return
-	}
-	switch fi, err := os.Stat(name); {
-	case os.IsNotExist(err):
-		missing(path, "no such file: %s", name)
-	case err != nil:
-		missing(path, "%v", err)
-	case fi.IsDir():
-		d.report(path, "is a folder where a file is needed: %s", name)
-	}
 }
 
 func (o *object) boolean(key string, into *bool) {

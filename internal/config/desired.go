@@ -106,13 +106,20 @@ func (c *Config) WithDesired(document []byte) (*Config, error) {
 	if err := d.err(); err != nil {
 		return nil, err
 	}
-	next, err := d.whole(c.File, root)
+	next, err := d.whole(c.File, root, nil) // the document names no files
 	if err != nil {
 		return nil, err
 	}
 	for i := range next.Warnings {
 		next.Warnings[i].File = c.File
 	}
+	for _, w := range c.Warnings { // of files
+		w.File = c.File
+		if !slices.Contains(next.Warnings, w) {
+			next.Warnings = append(next.Warnings, w)
+		}
+	}
+	slices.SortStableFunc(next.Warnings, byLine)
 	return next, nil
 }
 

@@ -20,12 +20,25 @@ import (
 const maxFile = 1 << 20
 
 // Load reads and checks a file. The error is always an *Error.
-func Load(name string) (*Config, error) {
+func Load(name string) (*Config, error) { return new(Looker).Load(name) }
+
+// Load is as the function of that name, and looks into no folder that an earlier look hangs in.
+func (l *Looker) Load(name string) (*Config, error) {
 	data, err := read(name)
 	if err != nil {
 		return nil, &Error{Problems: []Problem{{File: name, Reason: err.Error()}}}
 	}
-	return Parse(name, data)
+	return parse(name, data, l)
+}
+
+// Peek is Load for who only wants the words of a file, such as to ask the gateway that runs with it: whether the files
+// are there that it names is not looked at.
+func Peek(name string) (*Config, error) {
+	data, err := read(name)
+	if err != nil {
+		return nil, &Error{Problems: []Problem{{File: name, Reason: err.Error()}}}
+	}
+	return parse(name, data, nil)
 }
 
 func read(name string) ([]byte, error) {
@@ -53,13 +66,16 @@ func read(name string) ([]byte, error) {
 
 // Parse checks the content of a file that is called name; relative paths are
 // resolved against that name's folder. The error is always an *Error.
-func Parse(name string, data []byte) (*Config, error) {
+func Parse(name string, data []byte) (*Config, error) { return parse(name, data, new(Looker)) }
+
+// parse looks at no files without a Looker.
+func parse(name string, data []byte, l *Looker) (*Config, error) {
 	abs, err := filepath.Abs(name)
 	if err != nil {
 		return nil, &Error{Problems: []Problem{{File: name, Reason: err.Error()}}}
 	}
 	d := &decoder{file: name, lines: map[string]int{}}
-	return d.whole(abs, d.document(data))
+	return d.whole(abs, d.document(data), l)
 }
 
 // Line is where a key path stands in a file, for problems that only show once the
@@ -79,12 +95,15 @@ func Line(name, path string) int {
 }
 
 // whole reads the tree of a file, nil when there is none, into a configuration.
-func (d *decoder) whole(abs string, root *yaml.Node) (*Config, error) {
+func (d *decoder) whole(abs string, root *yaml.Node, l *Looker) (*Config, error) {
 	d.dir = filepath.Dir(abs)
 	c := Defaults()
 	c.File = abs
 	if root != nil {
 		d.config(root, &c)
+	}
+	if l != nil {
+		l.look(d)
 	}
 	slices.SortStableFunc(d.warnings, byLine)
 	if err := d.err(); err != nil {

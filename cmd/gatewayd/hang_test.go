@@ -1,0 +1,80 @@
+package main
+
+import (
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"gatewayd/internal/certstore/certtest"
+	"gatewayd/internal/hub"
+	"gatewayd/internal/hub/hubtest"
+)
+
+// TestHungShareHoldsUpOneIdentity: with the files of one identity on a share whose server is silent the gateway
+// starts, serves the others, says what is wrong, reloads, and stops; when the share is there the identity joins.
+func TestHungShareHoldsUpOneIdentity(t *testing.T) {
+	t.Parallel()
+	s := newPlant(t, hubtest.Options{}, "press-7", "press-8")
+	check(t, os.Mkdir(s.path("share"), 0o700))
+	for _, name := range []string{"press-8.pem", "press-8.key"} {
+		check(t, os.Rename(s.path(name), s.path("share/"+name)))
+	}
+	s.files = map[string][2]string{"press-8": {"share/press-8.pem", "share/press-8.key"}}
+	s.writeConfig("")
+	hang := func() (release func()) {
+		release, err := certtest.Hang(s.path("share"))
+		if err != nil {
+			t.Skip("no file system can be mounted: ", err)
+		}
+		t.Cleanup(release)
+		return release
+	}
+	release := hang()
+
+	began := time.Now()
+	p := s.run()
+	if d := time.Since(began); d > 5*time.Second {
+		t.Errorf("listeners after %s", d)
+	}
+	var well, lost identityReport
+	state := func() bool {
+		r, err := s.status()
+		if err != nil || len(r.Identities) != 2 {
+			return false
+		}
+		well, lost = r.Identities[0], r.Identities[1]
+		return true
+	}
+	eventually(t, 5*time.Second, "the other identity is connected", func() bool { return state() && well.Connected })
+	s.accepted("sensors/press-7/s1", `{"celsius": 21.5}`)
+	eventually(t, 5*time.Second, "its reading is delivered", func() bool { return state() && well.Delivered == 1 })
+	s.accepted("sensors/press-8/s1", `{"celsius": 21.5}`) // is kept
+	eventually(t, 15*time.Second, "status names the file", func() bool {
+		return state() && strings.Contains(lost.FirstFault, s.path("share/press-8.pem")+" cannot be read") && lost.State == hub.StateNoCertificate
+	})
+	code, said := s.exitCode("reload", "-c", "config.yaml")
+	if code != 0 {
+		t.Errorf("reload: %d %s", code, said)
+	}
+
+	release()
+	eventually(t, 30*time.Second, "the lost identity joins and delivers", func() bool { return state() && lost.Delivered == 1 && lost.FirstFault == "" })
+	if n := strings.Count(p.log.String(), "certificate files do not answer"); n != 1 {
+		t.Errorf("said %d times", n)
+	}
+
+	hang()
+	s.issue("press-7", certtest.Leaf{CN: "press-7"})
+	eventually(t, 15*time.Second, "the other one's renewal", func() bool { return state() && well.Rotations == 1 })
+	eventually(t, 30*time.Second, "status names the file again, and the connection stays", func() bool {
+		return state() && strings.Contains(lost.FirstFault, s.path("share/press-8.")) && lost.Connected
+	})
+	began = time.Now()
+	if code := p.stop(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	if d := time.Since(began); d > 15*time.Second {
+		t.Errorf("the stop took %s", d)
+	}
+}

@@ -216,7 +216,7 @@ func (q *Queue) rewindLate(held *queueState) error {
 		}
 		var rest []extent
 		for _, e := range l.ext {
-			if !e.seg.late && e.last <= l.water {
+			if !e.seg.late && e.last() <= l.water {
 				continue
 			}
 			if !e.seg.late && e.first <= l.water {

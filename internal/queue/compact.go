@@ -202,7 +202,7 @@ func (c *compaction) apply(sources []*segment) {
 	for i := range c.runs {
 		r := &c.runs[i]
 		k := runKey{r.q.id, r.class}
-		r.e.list, r.e.listLen = c.ft.runs[i].list, c.ft.runs[i].listLen
+		r.e.list, r.e.listLen = c.ft.runs[i].list, uint16(c.ft.runs[i].listLen)
 		moved[k] = append(moved[k], r.e)
 		records += uint64(r.e.count)
 	}
@@ -215,7 +215,7 @@ func (c *compaction) apply(sources []*segment) {
 			x := moved[runKey{q.id, l.class}]
 			l.replace(c.from, x)
 			for i := range x {
-				for _, r := range *x[i].recs {
+				for _, r := range x[i].run.all(x[i].count) {
 					if l.waits(x[i].first + uint64(r.seq)) {
 						c.g.live.Add(1)
 						c.g.liveBytes.Add(int64(r.size))
@@ -224,7 +224,7 @@ func (c *compaction) apply(sources []*segment) {
 			}
 			for i := range l.ext {
 				if l.ext[i].seg == c.g {
-					l.ext[i].recs = nil // the index has them
+					l.ext[i].run = nil // the index has them
 				}
 			}
 		}

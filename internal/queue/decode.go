@@ -56,16 +56,16 @@ func parseMessage(body []byte) (h msgHead, ok bool) {
 
 // frameView decodes items out of one frame's bytes, header included. Every item is checked on every read.
 type frameView struct {
-	b    []byte
-	salt uint32
-	part []byte // optionally bytes that stand further behind
-	from int    // where part stands
+	b     []byte
+	salt  uint32
+	lone  *loneRead // not nil: b is only the start of the frame, and this knows more
+	names *interner // may be nil
 }
 
 // at returns what is there from off on.
 func (v frameView) at(off int) []byte {
-	if v.part != nil && off >= v.from && off <= v.from+len(v.part) {
-		return v.part[off-v.from:]
+	if v.lone != nil && off >= v.lone.from && off < v.lone.from+len(v.lone.part) {
+		return v.lone.part[off-v.lone.from:]
 	}
 	if off > len(v.b) {
 		return nil
@@ -76,7 +76,7 @@ func (v frameView) at(off int) []byte {
 // item finds the item of a kind at off, or the copy of one that is damaged.
 func (v frameView) item(off int, kind byte) ([]byte, error) {
 	body, err := v.itemAt(off, kind)
-	if err == nil || kind == itemMessage || v.part != nil {
+	if err == nil || kind == itemMessage || v.lone != nil {
 		return body, err
 	}
 	if copied, ok := v.again(off, kind); ok {
@@ -117,6 +117,10 @@ func (v frameView) itemAt(off int, kind byte) ([]byte, error) {
 	}
 	b := v.at(off)
 	k, body, ok, short := parseItem(b, v.salt)
+	if short && v.lone != nil {
+		b = v.lone.more(off)
+		k, body, ok, short = parseItem(b, v.salt)
+	}
 	switch {
 	case short && len(b) < itemHeaderLen:
 		return nil, &shortError{off + blockBytes}
@@ -145,7 +149,7 @@ func (v frameView) base(off int) (ba base, err error) {
 	return ba, nil
 }
 
-// meta fills in the strings of m, keeping those of m that are the same already: most neighbours share them.
+// meta fills in the strings of m.
 func (v frameView) meta(off int, m *Message) error {
 	body, err := v.item(off, itemMeta)
 	if err != nil {
@@ -162,11 +166,9 @@ func (v frameView) meta(off int, m *Message) error {
 	if n > uint64(len(c.b)) {
 		return errDamaged
 	}
-	old := m.Properties
 	m.Properties = nil
 	if n > 0 {
 		m.Properties = make([]Property, n)
-		copy(m.Properties, old)
 	}
 	for i := range m.Properties {
 		if err := v.ref(&c, &m.Properties[i].Key); err != nil {
@@ -200,9 +202,7 @@ func (v frameView) ref(c *cursor, dst *string) error {
 	if c.bad {
 		return errDamaged
 	}
-	if *dst != string(b) {
-		*dst = string(b)
-	}
+	*dst = v.names.get(b)
 	return nil
 }
 
@@ -226,8 +226,8 @@ func messageID(origin uint64, qid uint32, seq uint64) string {
 	for i := range o {
 		o[i] = byte(origin >> (56 - 8*i))
 	}
-	b := make([]byte, 0, 40)
-	b = hex.AppendEncode(b, o[:])
+	var buf [40]byte
+	b := hex.AppendEncode(buf[:0], o[:])
 	b = append(b, '-')
 	b = strconv.AppendUint(b, uint64(qid), 36)
 	b = append(b, '-')

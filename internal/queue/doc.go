@@ -6,7 +6,7 @@
 //   - Reading removes nothing. A new Reader starts at the oldest unacknowledged message; a resend has the same id and the same bytes.
 //   - Within one priority of one queue messages come in the order of their appends; higher priorities come first.
 //   - One write and one sync carry whatever all identities have waiting. Memory and start-up do not grow with the number of stored messages beyond
-//     48 bytes per run of up to 1,024 messages of one identity that lie in one segment.
+//     40 bytes per run of up to 1,024 messages of one identity that lie in one segment.
 //   - An identity that is never drained keeps the space of its messages and nobody else's.
 //   - Damage is limited to the touched records, counted, reported, and its bytes are kept in damaged/ for inspection. What is intact before and after it
 //     is delivered.
@@ -26,6 +26,8 @@
 // Producers that wait for their syncs come back in a crowd. The writer waits for most of the crowd, half the time of a sync at most, before it takes the next
 // group, and stops trying where they do not come: fewer syncs, fuller blocks, and no halves that wait for each other. Three seconds without a group, and the
 // memory of the last burst is given back.
+//
+// A record whose neighbours in its lane lie in other frames is read in pieces of a few KiB; up to 900 KiB of them are kept for the queues that are drained next.
 //
 // Locks are taken in the order Queue.fill, Queue.mu, Journal.mu; only Queue.fill is held across a read, none across a write.
 //
@@ -56,7 +58,7 @@
 //
 // Frame: u32 magic "GWFM"; u32 checksum of the rest of the header; u64 number of the group, ascending by one in a segment; u32 length of the body; u32
 // checksum of the body; u32 span to the next frame, padding included; u16 index in the group; u16 flags (1: last of its group); body. A frame is closed when
-// its body reaches 64 KiB. The end of a group is padded to a block of 4,096 bytes when that wastes at most a quarter of the group; otherwise the next group
+// it reaches 62 KiB. The end of a group is padded to a block of 4,096 bytes when that wastes at most a quarter of the group; otherwise the next group
 // goes on in the same block.
 //
 // Body: items. Item: u32 checksum of the rest; u8 kind; u24 length; content. Places in a frame are offsets from its header.

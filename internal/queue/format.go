@@ -16,7 +16,8 @@ const (
 
 	frameMagic     = 0x4d465747 // "GWFM"
 	frameHeaderLen = 32
-	frameTarget    = 64 << 10 // a frame is closed when its body reaches this
+	frameTarget    = 62 << 10 // a frame is closed when it reaches this
+	frameRead      = 64 << 10 // what is read of a frame of which the length is not known: header, body and copies of what many share
 	frameAlign     = 8
 
 	frameLast = 1 // flag: the last frame of its group

@@ -58,7 +58,7 @@ func FuzzItems(f *testing.F) {
 		if s, ok := parseState(body); ok && s.next == 0 {
 			t.Error("a queue without a next sequence")
 		}
-		parseList(body, 1, len(body)/3, nil)
+		parseList(body, 1, len(body)/3)
 		frame := append(beginItem(make([]byte, frameHeaderLen), itemAgain), body...)
 		endItem(frame, frameHeaderLen, 1)
 		for _, off := range []int{frameHeaderLen, frameHeaderLen + 1, len(frame) - 1, len(frame) + 1} {

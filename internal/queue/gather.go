@@ -88,19 +88,19 @@ func (c *compaction) record(q *Queue, class uint8, e *extent, r rec, join *bool)
 
 // note adds a moved record to the run of its lane, or begins a new run.
 func (c *compaction) note(q *Queue, class uint8, join bool, seq uint64, r rec) {
-	var run *movedRun
+	var moved *movedRun
 	if n := len(c.runs); n > 0 {
-		run = &c.runs[n-1]
+		moved = &c.runs[n-1]
 	}
-	if run == nil || !join || run.q != q || run.class != class || run.e.count >= maxRun || seq-run.e.first > 1<<31 {
-		c.runs = append(c.runs, movedRun{q: q, class: class, e: extent{seg: c.g, first: seq, recs: new([]rec)}})
-		run = &c.runs[len(c.runs)-1]
+	if moved == nil || !join || moved.q != q || moved.class != class || moved.e.count >= maxRun || seq-moved.e.first > maxSpan {
+		c.runs = append(c.runs, movedRun{q: q, class: class, e: extent{seg: c.g, first: seq, run: new(run)}})
+		moved = &c.runs[len(c.runs)-1]
 	}
-	r.seq = uint32(seq - run.e.first)
-	*run.e.recs = append(*run.e.recs, r)
-	run.e.last = seq
-	run.e.count++
-	run.e.bytes += r.size
+	r.seq = uint32(seq - moved.e.first)
+	moved.e.run.add(r)
+	moved.e.span = r.seq
+	moved.e.count++
+	moved.e.bytes += r.size
 }
 
 func (c *compaction) write() error {
@@ -127,7 +127,7 @@ func (c *compaction) complete() error {
 	c.g.end.Store(c.off)
 	for i := range c.runs {
 		r := &c.runs[i]
-		c.ft.add(c.g.salt, r.q.id, r.class, &r.e, *r.e.recs)
+		c.ft.add(c.g.salt, r.q.id, r.class, &r.e)
 	}
 	b := c.ft.encode(c.g.salt, c.off)
 	size := align(c.off+int64(len(b)), blockBytes)

@@ -6,12 +6,12 @@ import (
 )
 
 // buildRecords lays records out and gives them their sequences. The queues learn of them in publish.
-func (j *Journal) buildRecords(recs []pend) {
+func (j *Journal) buildRecords(recs []*pend) {
 	w := &j.w
 	wall, trusted := j.clock.Now()
 	now := base{origin: j.origin, wall: wall.UnixMilli(), mono: j.boot.now(), trusted: trusted, boot: j.boot.id}
 	for i := range recs {
-		p := &recs[i]
+		p := recs[i]
 		p.seq = p.q.wnext
 		p.q.wnext++
 		if p.q.nameDue() {
@@ -100,13 +100,13 @@ func (j *Journal) warm(end int64) error {
 }
 
 // publish makes records that are durable now visible to readers.
-func (j *Journal) publish(recs []pend, buf []byte) {
+func (j *Journal) publish(recs []*pend, buf []byte) {
 	w := &j.w
 	j.cacheFrames(recs, buf)
 	var q *Queue
 	var payload, live int64
 	for i := range recs {
-		p := &recs[i]
+		p := recs[i]
 		if p.q != q {
 			if q != nil {
 				q.mu.Unlock()
@@ -147,7 +147,7 @@ func (j *Journal) publish(recs []pend, buf []byte) {
 }
 
 // cacheFrames keeps the frames that hold messages at hand for readers.
-func (j *Journal) cacheFrames(recs []pend, buf []byte) {
+func (j *Journal) cacheFrames(recs []*pend, buf []byte) {
 	last := uint32(0)
 	for i := range recs {
 		f := recs[i].frame

@@ -1,9 +1,6 @@
 package queue
 
-import (
-	"encoding/binary"
-	"slices"
-)
+import "encoding/binary"
 
 // rec places one record of a run within its segment.
 type rec struct {
@@ -15,14 +12,17 @@ type rec struct {
 
 // extent is a run of one lane's records in one segment, ascending by sequence. Extents of a lane do not overlap.
 type extent struct {
-	seg         *segment
-	first, last uint64
-	count       uint32
-	bytes       uint32
-	list        uint32 // offset of the list in the segment's index
-	listLen     uint32
-	recs        *[]rec // in memory until the segment has an index; nil = read the list
+	seg     *segment
+	run     *run // until the segment has an index; nil = read the list
+	first   uint64
+	span    uint32 // from first to last
+	bytes   uint32
+	list    uint32 // offset of the list in the segment's index
+	listLen uint16
+	count   uint16
 }
+
+func (e *extent) last() uint64 { return e.first + uint64(e.span) }
 
 // footerRun is an extent as the index stores it.
 type footerRun struct {
@@ -33,69 +33,21 @@ type footerRun struct {
 	list, listLen uint32
 }
 
-// appendList encodes recs. A record that follows the one before directly takes one byte, two for its place and two for its size.
-func appendList(b []byte, salt uint32, recs []rec) []byte {
-	start := len(b)
-	b = append(b, 0, 0, 0, 0)
-	var prev rec
-	for i, r := range recs {
-		same, next := uint64(0), uint64(0)
-		if i > 0 && r.frame == prev.frame {
-			same = 2
-		}
-		if i > 0 && r.seq == prev.seq+1 {
-			next = 1
-		}
-		place := uint64(r.item)
-		if same != 0 {
-			place -= uint64(prev.item)
-		}
-		b = binary.AppendUvarint(b, place<<2|same|next)
-		if same == 0 {
-			b = binary.AppendUvarint(b, uint64(r.frame/frameAlign))
-		}
-		if next == 0 {
-			b = binary.AppendUvarint(b, uint64(r.seq-prev.seq))
-		}
-		b = binary.AppendUvarint(b, uint64(r.size))
-		prev = r
-	}
-	binary.LittleEndian.PutUint32(b[start:], checksum(salt, b[start+4:]))
-	return b
-}
-
 // parseList decodes a whole list; n is how many records it must hold.
-func parseList(b []byte, salt uint32, n int, recs []rec) ([]rec, bool) {
+func parseList(b []byte, salt uint32, n int) ([]rec, bool) {
 	if len(b) < 4 || binary.LittleEndian.Uint32(b) != checksum(salt, b[4:]) || n > len(b) {
 		return nil, false
 	}
-	c := cursor{b: b[4:]}
-	recs = slices.Grow(recs[:0], n)
-	var prev rec
+	b = b[4:]
+	recs := make([]rec, 0, n)
+	var w walk
 	for range n {
-		var r rec
-		v := c.uvarint()
-		place := v >> 2
-		if v&2 != 0 {
-			r.frame = prev.frame
-			place += uint64(prev.item)
-		} else {
-			r.frame = uint32(c.uvarint() * frameAlign)
-		}
-		if v&1 != 0 {
-			r.seq = prev.seq + 1
-		} else {
-			r.seq = prev.seq + uint32(c.uvarint())
-		}
-		r.item = uint32(place)
-		r.size = uint32(c.uvarint())
-		if c.bad {
+		if !w.next(b) {
 			return nil, false
 		}
-		recs = append(recs, r)
-		prev = r
+		recs = append(recs, w.rec)
 	}
-	return recs, len(c.b) == 0
+	return recs, w.off == len(b)
 }
 
 // footer collects the index of one segment.
@@ -104,10 +56,11 @@ type footer struct {
 	lists []byte
 }
 
-func (f *footer) add(salt uint32, qid uint32, class uint8, e *extent, recs []rec) {
+func (f *footer) add(salt uint32, qid uint32, class uint8, e *extent) {
 	start := len(f.lists)
-	f.lists = appendList(f.lists, salt, recs)
-	f.runs = append(f.runs, footerRun{qid: qid, class: class, count: e.count, bytes: e.bytes, first: e.first, last: e.last, list: uint32(start), listLen: uint32(len(f.lists) - start)})
+	f.lists = binary.LittleEndian.AppendUint32(f.lists, checksum(salt, e.run.list))
+	f.lists = append(f.lists, e.run.list...)
+	f.runs = append(f.runs, footerRun{qid: qid, class: class, count: uint32(e.count), bytes: e.bytes, first: e.first, last: e.last(), list: uint32(start), listLen: uint32(len(f.lists) - start)})
 }
 
 // encode lays the index out for a segment whose groups end at end; list offsets become relative to the index.
@@ -157,7 +110,7 @@ func parseFooter(b []byte, salt uint32, total int, visit func(footerRun)) bool {
 			first: binary.LittleEndian.Uint64(e[16:]), last: binary.LittleEndian.Uint64(e[24:]),
 			list: binary.LittleEndian.Uint32(e[32:]), listLen: binary.LittleEndian.Uint32(e[36:]),
 		}
-		if r.class >= classes || r.count == 0 || r.first > r.last || uint64(r.list)+uint64(r.listLen) > uint64(total) {
+		if r.class >= classes || r.count == 0 || r.count > maxRun || r.first > r.last || r.last-r.first > maxSpan || r.listLen > maxList || uint64(r.list)+uint64(r.listLen) > uint64(total) {
 			return false
 		}
 		visit(r)

@@ -40,7 +40,7 @@ func (j *Journal) loadIndex(g *segment, adopt func(*segment, uint32, uint8, exte
 	}
 	g.footer.Store(place)
 	return parseFooter(b, g.salt, total, func(r footerRun) {
-		adopt(g, r.qid, r.class, extent{first: r.first, last: r.last, count: r.count, bytes: r.bytes, list: r.list, listLen: r.listLen})
+		adopt(g, r.qid, r.class, extent{first: r.first, span: uint32(r.last - r.first), count: uint16(r.count), bytes: r.bytes, list: r.list, listLen: uint16(r.listLen)})
 	}), nil
 }
 
@@ -108,7 +108,7 @@ func (j *Journal) rescan(g *segment, qid uint32, class uint8, first, last uint64
 		if id != qid || c != class {
 			return
 		}
-		for _, r := range *e.recs {
+		for _, r := range e.run.all(e.count) {
 			if seq := e.first + uint64(r.seq); seq >= first && seq <= last {
 				r.seq = uint32(seq - first)
 				recs = append(recs, r)
@@ -139,8 +139,8 @@ func (j *Journal) writeIndex(g *segment) {
 		for _, l := range &q.lanes {
 			x := l.of(g)
 			for i := range x {
-				if x[i].seg == g && x[i].recs != nil {
-					ft.add(g.salt, q.id, l.class, &x[i], *x[i].recs)
+				if x[i].seg == g && x[i].run != nil {
+					ft.add(g.salt, q.id, l.class, &x[i])
 				}
 			}
 		}
@@ -205,7 +205,7 @@ func (j *Journal) adoptIndex(g *segment, place int64, ft *footer) {
 		x := l.of(g)
 		for k := range x {
 			if x[k].seg == g && x[k].first == r.first {
-				x[k].recs, x[k].list, x[k].listLen = nil, r.list, r.listLen
+				x[k].run, x[k].list, x[k].listLen = nil, r.list, uint16(r.listLen)
 			}
 		}
 		q.mu.Unlock()

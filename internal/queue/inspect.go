@@ -167,18 +167,18 @@ func (q *Queue) scan(class uint8, visit func(entry) error) error {
 		if err != nil && !q.j.pruned(err) {
 			return err
 		}
-		after = e.last
+		after = e.last()
 	}
 }
 
 func (q *Queue) scanExtent(l *lane, e *extent, after uint64, visit func(entry) error) error {
 	q.mu.Lock()
 	var recs []rec
-	if e.recs != nil {
-		recs = slices.Clone(*e.recs) // may grow
+	if e.run != nil {
+		recs = e.run.all(e.count) // as of now: it may grow
 	}
 	q.mu.Unlock()
-	if e.recs == nil {
+	if e.run == nil {
 		var err error
 		if recs, err = q.j.readList(q, l.class, e); err != nil {
 			return err

@@ -14,7 +14,7 @@ const (
 	defaultSegment = 16 << 20
 	minSegment     = 64 << 10
 	defaultPending = 8 << 20
-	cacheBudget    = 1 << 20
+	cacheBudget    = 512 << 10
 	flushInterval  = time.Second // how long acknowledgements may wait for the disk
 	tickInterval   = 5 * time.Second
 )
@@ -31,7 +31,9 @@ type Journal struct {
 	lockFile io.Closer
 	files    *fileCache
 	cache    *frameCache
-	heads    headCache
+	pieces   pieceCache
+	lones    sync.Pool
+	names    *interner
 
 	wake  chan struct{} // the writer looks again
 	chore chan struct{} // the housekeeper looks again
@@ -81,11 +83,13 @@ type Journal struct {
 // pending is what waits for the writer.
 type pending struct {
 	mu     sync.Mutex
-	recs   []pend
+	recs   []*pend
 	ctl    []*control
 	arena  *arena
-	spare  []pend // the other half of the double buffer
+	spare  []*pend // the other half of the double buffer
 	spareA *arena
+	free   []*pend       // to be used again
+	chunks [][]byte      // the same of arenas
 	bytes  int64         // accepted and not yet synced
 	room   chan struct{} // closed and replaced when bytes shrinks
 	goal   int           // the writer waits for so many records; 0 = it does not
@@ -120,37 +124,6 @@ type control struct {
 	apply  func() // in the writer, after the sync
 	failed func() // in the writer; the record may be on the disk all the same
 	done   func(error)
-}
-
-// arena keeps payloads and properties together until they are written.
-type arena struct {
-	bytes []byte
-	props []Property
-}
-
-// oversized: a stall of the disk made a buffer grow far beyond what is used of it now.
-func oversized(used, size, always int) bool { return size > always && used < size/8 }
-
-func (a *arena) reset() {
-	if oversized(len(a.bytes), cap(a.bytes), 1<<20) {
-		a.bytes = nil
-	}
-	if oversized(len(a.props), cap(a.props), 4<<10) {
-		a.props = nil
-	}
-	a.bytes = a.bytes[:0]
-	clear(a.props)
-	a.props = a.props[:0]
-}
-
-// keep copies the parts of m that the caller may use again. Chunks handed out stay valid when the arena grows: the old backing lives as long as they do.
-func (a *arena) keep(m *Message) {
-	n := len(a.bytes)
-	a.bytes = append(a.bytes, m.Payload...)
-	m.Payload = a.bytes[n:len(a.bytes):len(a.bytes)]
-	n = len(a.props)
-	a.props = append(a.props, m.Properties...)
-	m.Properties = a.props[n:len(a.props):len(a.props)]
 }
 
 // Identities lists the names that have state on disk, configured or not.

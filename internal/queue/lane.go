@@ -8,8 +8,10 @@ import (
 
 const (
 	maxRun     = 1024 // records of one extent: what filling a window decodes at once
-	windowFill = 16   // records looked up ahead of a reader
-	maxAhead   = 8192 // acknowledgements over a gap that are kept on disk per lane; more are only sent again after a crash
+	maxSpan    = 1 << 31
+	maxList    = maxRun * 20 // bytes of its list, with room
+	windowFill = 8           // records looked up ahead of a reader
+	maxAhead   = 8192        // acknowledgements over a gap that are kept on disk per lane; more are only sent again after a crash
 )
 
 // lane is one priority class of one queue. Sequences ascend in it. Guarded by the queue's lock.
@@ -44,18 +46,26 @@ type entry struct {
 // publish adds a record that is durable now.
 func (l *lane) publish(seg *segment, seq uint64, frame, item, size uint32) (newRun bool) {
 	e := l.last()
-	if e == nil || e.seg != seg || e.recs == nil || e.count >= maxRun || seq <= e.last || seq-e.first > 1<<31 {
-		l.ext = append(l.ext, extent{seg: seg, first: seq, recs: new([]rec)})
+	if e == nil || e.seg != seg || e.run == nil || e.count >= maxRun || seq <= e.last() || seq-e.first > maxSpan {
+		l.ext = append(grown(l.ext), extent{seg: seg, first: seq, run: new(run)})
 		e = l.last()
 		newRun = true
 	}
-	*e.recs = append(*e.recs, rec{seq: uint32(seq - e.first), frame: frame, item: item, size: size})
-	e.last = seq
+	e.run.add(rec{seq: uint32(seq - e.first), frame: frame, item: item, size: size})
+	e.span = uint32(seq - e.first)
 	e.count++
 	e.bytes += size
 	l.count++
 	l.bytes += int64(size)
 	return newRun
+}
+
+// grown makes room for one more, by a quarter at a time: with doubling, thousands of lanes would hold as much for nothing as for what they keep.
+func grown[E any](s []E) []E {
+	if len(s) < cap(s) {
+		return s
+	}
+	return append(make([]E, 0, len(s)+len(s)/4+1), s...)
 }
 
 func (l *lane) last() *extent {
@@ -67,21 +77,32 @@ func (l *lane) last() *extent {
 
 // after returns the first extent that may hold a sequence above seq.
 func (l *lane) after(seq uint64) *extent {
-	i := sort.Search(len(l.ext), func(i int) bool { return l.ext[i].last > seq })
+	i := sort.Search(len(l.ext), func(i int) bool { return l.ext[i].last() > seq })
 	if i == len(l.ext) {
 		return nil
 	}
 	return &l.ext[i]
 }
 
-// push takes up to windowFill records of e above seen into the window. Those that left already keep their place so that the watermark can pass them.
-func (l *lane) push(e *extent, recs []rec) {
+// pushList takes the next records of e into the window, where recs are all of it.
+func (l *lane) pushList(e *extent, recs []rec) {
 	i := sort.Search(len(recs), func(i int) bool { return e.first+uint64(recs[i].seq) > l.seen })
 	n := min(i+windowFill, len(recs))
-	if free := cap(l.win) - len(l.win); free < n-i { // exactly: most windows never hold more
-		l.win = append(make([]entry, 0, len(l.win)+n-i), l.win...)
+	l.push(e, recs[i:n], n == len(recs))
+}
+
+// pushRun does the same for an extent whose records are in memory.
+func (l *lane) pushRun(e *extent) {
+	recs, whole := e.run.ahead(make([]rec, 0, windowFill), e.first, l.seen)
+	l.push(e, recs, whole)
+}
+
+// push takes records above seen into the window; whole: e ends with them. Those that left already keep their place so that the watermark can pass them.
+func (l *lane) push(e *extent, recs []rec, whole bool) {
+	if free := cap(l.win) - len(l.win); free < len(recs) { // exactly: most windows never hold more
+		l.win = append(make([]entry, 0, len(l.win)+len(recs)), l.win...)
 	}
-	for _, r := range recs[i:n] {
+	for _, r := range recs {
 		seq := e.first + uint64(r.seq)
 		_, left := l.ahead[seq]
 		if left {
@@ -90,8 +111,8 @@ func (l *lane) push(e *extent, recs []rec) {
 		l.win = append(l.win, entry{seq: seq, seg: e.seg, frame: r.frame, item: r.item, size: r.size, left: left})
 		l.seen = seq
 	}
-	if n == len(recs) {
-		l.seen = e.last // also when damage made the list end early: never look there again
+	if whole {
+		l.seen = e.last() // also when damage made the list end early: never look there again
 		l.forgetAhead()
 	}
 	l.advance()
@@ -162,7 +183,7 @@ func (l *lane) advance() {
 		l.win = l.win[n:]
 	}
 	d := 0
-	for d < len(l.ext) && l.ext[d].last <= l.water {
+	for d < len(l.ext) && l.ext[d].last() <= l.water {
 		l.ext[d] = extent{}
 		d++
 	}
@@ -209,22 +230,20 @@ func (l *lane) replace(from map[*segment]bool, moved []extent) {
 	l.ext = slices.DeleteFunc(l.ext, func(e extent) bool { return from[e.seg] })
 	l.ext = append(l.ext, moved...)
 	sort.Slice(l.ext, func(i, j int) bool { return l.ext[i].first < l.ext[j].first })
-	for i := range l.win {
-		e := &l.win[i]
-		if !from[e.seg] || e.left {
-			continue
-		}
-		for k := range moved {
-			m := &moved[k]
-			if e.seq < m.first || e.seq > m.last {
-				continue
+	for k := range moved {
+		m := &moved[k]
+		i, _ := l.find(m.first)
+		for _, r := range m.run.all(m.count) {
+			seq := m.first + uint64(r.seq)
+			for i < len(l.win) && l.win[i].seq < seq {
+				i++
 			}
-			recs := *m.recs
-			n := sort.Search(len(recs), func(i int) bool { return m.first+uint64(recs[i].seq) >= e.seq })
-			if n < len(recs) && m.first+uint64(recs[n].seq) == e.seq {
-				e.seg, e.frame, e.item = m.seg, recs[n].frame, recs[n].item
+			if i == len(l.win) {
+				return
 			}
-			break
+			if e := &l.win[i]; e.seq == seq && from[e.seg] && !e.left {
+				e.seg, e.frame, e.item = m.seg, r.frame, r.item
+			}
 		}
 	}
 }

@@ -110,7 +110,7 @@ func TestIdleJournalGivesBuffersBack(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
 		j.pend.mu.Lock()
-		held := cap(j.pend.recs) + cap(j.pend.spare) + cap(j.pend.arena.bytes) + cap(j.pend.spareA.bytes) + cap(j.w.b.buf)
+		held := cap(j.pend.recs) + cap(j.pend.spare) + cap(j.pend.free) + cap(j.pend.chunks) + cap(j.pend.arena.cur) + cap(j.pend.spareA.cur) + cap(j.w.b.buf)
 		j.pend.mu.Unlock()
 		j.cache.mu.Lock()
 		held += j.cache.bytes + len(j.cache.m)

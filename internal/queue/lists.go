@@ -35,12 +35,12 @@ func (j *Journal) readList(q *Queue, class uint8, e *extent) ([]rec, error) {
 		return nil, j.readFailed(err)
 	}
 	j.readWorks()
-	if recs, ok := parseList(b, e.seg.salt, int(e.count), nil); ok {
+	if recs, ok := parseList(b, e.seg.salt, int(e.count)); ok {
 		if len(recs) > 2*windowFill {
 			j.lastList.Store(&recList{k, recs})
 		}
 		return recs, nil
 	}
 	j.report(Event{Kind: EventDamage, File: e.seg.slot.name, Offset: e.seg.footer.Load() + int64(e.list), Reason: "index"})
-	return j.rescan(e.seg, q.id, class, e.first, e.last)
+	return j.rescan(e.seg, q.id, class, e.first, e.last())
 }

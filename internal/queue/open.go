@@ -66,7 +66,7 @@ func newJournal(o Options, fsys filesys) *Journal {
 		o.SegmentBytes = min(o.SegmentBytes, o.MaxBytes/16)
 	}
 	o.SegmentBytes = min(align(max(o.SegmentBytes, minSegment), blockBytes), 1<<30)
-	j := &Journal{o: o, fs: fsys, clock: o.Clock, boot: readBootClock(), cache: newFrameCache(cacheBudget), files: &fileCache{fs: fsys, open: map[*slot]*readFile{}},
+	j := &Journal{o: o, fs: fsys, clock: o.Clock, boot: readBootClock(), cache: newFrameCache(cacheBudget), names: newInterner(), files: &fileCache{fs: fsys, open: map[*slot]*readFile{}},
 		wake: make(chan struct{}, 1), chore: make(chan struct{}, 1),
 		queues: map[string]*Queue{}, byID: map[uint32]*Queue{}, nextQID: 1, boots: map[[16]byte]int64{}}
 	if j.clock == nil {

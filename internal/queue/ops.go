@@ -48,13 +48,13 @@ func (q *Queue) place(class uint8, seq uint64) (*segment, uint32, error) {
 	}
 	x := *e
 	var recs []rec
-	if x.recs != nil {
-		recs = *x.recs
+	if x.run != nil {
+		recs = x.run.all(x.count)
 	}
 	x.seg.pins.Add(1)
 	q.mu.Unlock()
 	defer x.seg.unpin()
-	if x.recs == nil {
+	if x.run == nil {
 		var err error
 		if recs, err = q.j.readList(q, class, &x); err != nil {
 			return nil, 0, err

@@ -196,9 +196,8 @@ func (j *Journal) enqueue(ctx context.Context, p *pend) error {
 		w.mu.Lock()
 	}
 	w.bytes += cost
-	w.arena.keep(&p.m)
 	p.mono = j.boot.now()
-	w.recs = append(w.recs, *p)
+	w.add(p)
 	look := len(w.recs) == 1 || len(w.recs) == w.goal
 	w.mu.Unlock()
 	if look {

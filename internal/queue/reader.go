@@ -11,9 +11,8 @@ import (
 // Reader reads one queue: higher priorities first, in order inside one priority. Reading removes nothing; a new reader starts again at the oldest message
 // that has not been acknowledged. A Reader is for one goroutine.
 type Reader struct {
-	q    *Queue
-	pos  [MaxPriority + 1]uint64 // number of the next entry of each lane
-	last *Message                // its strings are used again by neighbours that share them; nil while there is nothing to read
+	q   *Queue
+	pos [MaxPriority + 1]uint64 // number of the next entry of each lane
 }
 
 // Reader starts at the oldest unacknowledged message of the highest priority.
@@ -22,27 +21,22 @@ func (q *Queue) Reader() *Reader { return &Reader{q: q} }
 // Next returns the next message. It reads from memory or disk but never waits for something new: ok is false when there is nothing now, Queue.Ready
 // says when to look again. An error means that the message cannot be read at the moment (the disk fails, too many open files): try again later.
 // Messages that are too old or damaged are skipped and counted.
-func (r *Reader) Next() (m Message, ok bool, err error) {
+func (r *Reader) Next() (Message, bool, error) {
 	for {
 		e, lane, ok, err := r.next()
 		if !ok || err != nil {
-			r.last = nil
 			return Message{}, false, err
 		}
-		if r.last == nil {
-			r.last = new(Message)
-		}
-		s, err := r.q.j.readRecord(e, r.last)
+		var m Message
+		s, err := r.q.j.readRecord(e, &m)
 		e.seg.unpin()
 		switch {
-		case err == nil && r.q.tooOld(&s, r.last.MaxAge):
+		case err == nil && r.q.tooOld(&s, m.MaxAge):
 			if r.q.leave(e.seq, dropAge) {
 				r.q.reportDrop(dropAge)
 			}
 			continue
 		case err == nil:
-			m = *r.last
-			r.last.Payload, r.last.ID = nil, "" // the caller's; only what neighbours share is kept
 			m.Seq = e.seq
 			m.Accepted, m.AcceptedTrusted = r.q.j.accepted(&s.base, s.dt)
 			return m, true, nil
@@ -109,13 +103,13 @@ func (q *Queue) fillLane(class uint8) error {
 		q.mu.Unlock()
 		return nil
 	case e.seg.dead.Load(): // everything there has left
-		l.seen = e.last
+		l.seen = e.last()
 		l.forgetAhead()
 		l.advance()
 		q.mu.Unlock()
 		return nil
-	case e.recs != nil:
-		l.push(e, *e.recs)
+	case e.run != nil:
+		l.pushRun(e)
 		q.mu.Unlock()
 		return nil
 	}
@@ -129,9 +123,9 @@ func (q *Queue) fillLane(class uint8) error {
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if e := l.after(l.seen); e != nil && e.seg == x.seg && e.first == x.first && e.last == x.last {
+	if e := l.after(l.seen); e != nil && e.seg == x.seg && e.first == x.first && e.span == x.span {
 		q.settleLossLocked(l, e, recs)
-		l.push(e, recs)
+		l.pushList(e, recs)
 	}
 	return nil
 }
@@ -147,7 +141,7 @@ func (q *Queue) settleLossLocked(l *lane, e *extent, recs []rec) {
 		have += recs[i].size
 	}
 	bytes := int64(e.bytes) - int64(have)
-	e.count, e.bytes = uint32(len(recs)), have
+	e.count, e.bytes = uint16(len(recs)), have
 	l.count -= lost
 	l.bytes -= bytes
 	if l.class != asideClass {
@@ -184,8 +178,11 @@ func (j *Journal) readRecord(e entry, m *Message) (stamp, error) {
 		if err != nil {
 			return stamp{}, err
 		}
-		s, err := decodeRecord(frameView{b: c.buf, salt: e.seg.salt}, int(e.item), e.seq, m)
+		s, err := decodeRecord(frameView{b: c.buf, salt: e.seg.salt, names: j.names}, int(e.item), e.seq, m)
 		j.cache.release(c)
+		if err == nil {
+			return s, nil
+		}
 		var short *shortError
 		if !errors.As(err, &short) {
 			return s, err
@@ -236,7 +233,7 @@ func (j *Journal) frameAt(s *segment, frame uint32, need, want int) (*cached, er
 		return nil, j.readFailed(err)
 	}
 	defer release()
-	n := min(int64(max(need, want, frameTarget+frameHeaderLen)), s.end.Load()-int64(frame))
+	n := min(int64(max(need, want, frameRead)), s.end.Load()-int64(frame))
 	if n < frameHeaderLen {
 		return nil, errDamaged
 	}

@@ -75,7 +75,7 @@ func (q *Queue) restore(s, held *queueState) error {
 			return err
 		}
 		for i := range l.ext {
-			q.next = max(q.next, l.ext[i].last+1)
+			q.next = max(q.next, l.ext[i].last()+1)
 		}
 	}
 	q.wnext = q.next
@@ -86,11 +86,11 @@ func (q *Queue) restore(s, held *queueState) error {
 // recount sorts the extents of a lane, resolves copies that a compaction under way left, and counts.
 func (q *Queue) recount(l *lane) error {
 	slices.SortFunc(l.ext, func(a, b extent) int {
-		return cmp.Or(cmp.Compare(a.first, b.first), cmp.Compare(a.last, b.last), cmp.Compare(a.seg.id, b.seg.id))
+		return cmp.Or(cmp.Compare(a.first, b.first), cmp.Compare(a.span, b.span), cmp.Compare(a.seg.id, b.seg.id))
 	})
-	l.ext = slices.DeleteFunc(l.ext, func(e extent) bool { return e.last <= l.water })
+	l.ext = slices.DeleteFunc(l.ext, func(e extent) bool { return e.last() <= l.water })
 	for i := 1; i < len(l.ext); {
-		if l.ext[i].first > l.ext[i-1].last {
+		if l.ext[i].first > l.ext[i-1].last() {
 			i++
 			continue
 		}
@@ -114,7 +114,7 @@ func (q *Queue) recount(l *lane) error {
 func (q *Queue) recountExtent(l *lane, e *extent, gaps []uint64) error {
 	n, bytes := int64(e.count), int64(e.bytes)
 	k, _ := slices.BinarySearch(gaps, e.first)
-	if e.first <= l.water || (k < len(gaps) && gaps[k] <= e.last) {
+	if e.first <= l.water || (k < len(gaps) && gaps[k] <= e.last()) {
 		recs, err := q.recsOf(l, e)
 		if err != nil {
 			return err
@@ -144,13 +144,13 @@ func (q *Queue) recountExtent(l *lane, e *extent, gaps []uint64) error {
 
 // recsOf returns the records of an extent from memory or disk.
 func (q *Queue) recsOf(l *lane, e *extent) ([]rec, error) {
-	if e.recs != nil {
-		return *e.recs, nil
+	if e.run != nil {
+		return e.run.all(e.count), nil
 	}
 	recs, err := q.j.readList(q, l.class, e)
 	if err == nil && len(recs) < int(e.count) {
-		lost := e.count - uint32(len(recs))
-		e.count = uint32(len(recs))
+		lost := int(e.count) - len(recs)
+		e.count = uint16(len(recs))
 		q.j.stats.Damaged += uint64(lost)
 	}
 	return recs, err

@@ -33,7 +33,7 @@ func rebuildHeader(f io.ReaderAt) (h segHeader, ok bool, err error) {
 	}
 	h = segHeader{version: formatVersion, salt: unsalt(binary.LittleEndian.Uint32(b[4:]), b[8:frameHeaderLen])}
 	fh, ok := parseFrameHeader(b[:n], h.salt)
-	if !ok || fh.group != 0 || fh.index != 0 || fh.bodyLen > 2*frameTarget {
+	if !ok || fh.group != 0 || fh.index != 0 || fh.bodyLen > 2*frameRead {
 		return h, false, nil
 	}
 	body := make([]byte, fh.bodyLen)

@@ -90,7 +90,7 @@ func (r *recovery) adopt(g *segment, qid uint32, class uint8, e extent) {
 	}
 	e.seg = g
 	l := r.queue(qid).laneLocked(class)
-	l.ext = append(l.ext, e)
+	l.ext = append(grown(l.ext), e)
 }
 
 // spare keeps files that hold nothing for later use and lets the housekeeper remove the rest.

@@ -18,7 +18,7 @@ func (j *Journal) rest() {
 	}
 	j.cache.trim()
 	j.lastList.Store(nil)
-	j.heads.forget()
+	j.pieces.forget()
 	if w.idle > restAfter {
 		return // done the first time
 	}
@@ -27,7 +27,7 @@ func (j *Journal) rest() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.recs) == 0 {
-		p.recs, p.spare = nil, nil
+		p.recs, p.spare, p.free, p.chunks = nil, nil, nil, nil
 		p.arena, p.spareA = &arena{}, &arena{}
 	}
 }

@@ -127,7 +127,7 @@ func (j *Journal) verifyIndex(g *segment, f file, place int64, fault func(int64,
 		return nil
 	}
 	if !parseFooter(b[:dir], g.salt, total, func(r footerRun) {
-		if _, ok := parseList(b[r.list:r.list+r.listLen], g.salt, int(r.count), nil); !ok {
+		if _, ok := parseList(b[r.list:r.list+r.listLen], g.salt, int(r.count)); !ok {
 			fault(place+int64(r.list), "list of the index")
 		}
 	}) {

@@ -110,6 +110,9 @@ func (j *Journal) commit(last bool) {
 		if err != nil {
 			n = len(recs)
 		}
+		if n == len(recs) { // who is answered may send again at once, and is to find room
+			j.pend.reuseArena(arena)
+		}
 		crowd := n + j.waiting()
 		j.settle(recs[:n], ctl, states, err)
 		if n > 0 {
@@ -117,11 +120,11 @@ func (j *Journal) commit(last bool) {
 		}
 		recs, ctl, states = recs[n:], nil, nil
 	}
-	j.giveBack(arena)
+	j.pend.reuseArena(arena)
 }
 
 // take swaps the double buffer.
-func (j *Journal) take() ([]pend, []*control, *arena) {
+func (j *Journal) take() ([]*pend, []*control, *arena) {
 	p := &j.pend
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -129,18 +132,6 @@ func (j *Journal) take() ([]pend, []*control, *arena) {
 	p.recs, p.ctl, p.arena = p.spare[:0], nil, p.spareA
 	p.spare, p.spareA = recs, nil
 	return recs, ctl, a
-}
-
-func (j *Journal) giveBack(a *arena) {
-	a.reset()
-	p := &j.pend
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if oversized(len(p.spare), cap(p.spare), 2<<10) {
-		p.spare = nil
-	}
-	clear(p.spare)
-	p.spareA = a
 }
 
 func (j *Journal) takeDirty() []*Queue {
@@ -152,7 +143,7 @@ func (j *Journal) takeDirty() []*Queue {
 }
 
 // commitGroup writes a first part of recs with all of ctl and states as one group and returns how many records went.
-func (j *Journal) commitGroup(recs []pend, ctl []*control, states []*Queue) (int, error) {
+func (j *Journal) commitGroup(recs []*pend, ctl []*control, states []*Queue) (int, error) {
 	est := int64(frameHeaderLen * 2)
 	for _, c := range ctl {
 		est += int64(c.size)
@@ -161,8 +152,8 @@ func (j *Journal) commitGroup(recs []pend, ctl []*control, states []*Queue) (int
 		est += int64(q.stateBytes())
 	}
 	n := 0
-	for n < len(recs) && (n == 0 || est+recordRoom(&recs[n]) <= min(groupTarget, j.o.SegmentBytes/4)) {
-		est += recordRoom(&recs[n])
+	for n < len(recs) && (n == 0 || est+recordRoom(recs[n]) <= min(groupTarget, j.o.SegmentBytes/4)) {
+		est += recordRoom(recs[n])
 		n++
 	}
 	err := j.writeGroup(recs[:n], ctl, states, est)
@@ -197,7 +188,7 @@ type writeError struct {
 func (e *writeError) Error() string { return fmt.Sprintf("write %s: %v", e.file, e.err) }
 func (e *writeError) Unwrap() error { return e.err }
 
-func (j *Journal) writeGroup(recs []pend, ctl []*control, states []*Queue, est int64) error {
+func (j *Journal) writeGroup(recs []*pend, ctl []*control, states []*Queue, est int64) error {
 	w := &j.w
 	if err := j.makeRoom(est, len(recs)); err != nil {
 		return err
@@ -248,7 +239,7 @@ const (
 )
 
 // settle tells the waiting what became of their group, then lets others in.
-func (j *Journal) settle(recs []pend, ctl []*control, states []*Queue, err error) {
+func (j *Journal) settle(recs []*pend, ctl []*control, states []*Queue, err error) {
 	w := &j.w
 	if err == nil {
 		if len(states) > 0 {
@@ -271,7 +262,7 @@ func (j *Journal) settle(recs []pend, ctl []*control, states []*Queue, err error
 	}
 	var bytes int64
 	for i := range recs {
-		p := &recs[i]
+		p := recs[i]
 		bytes += int64(p.size) + pendCost
 		if p.leaves != 0 && err == nil {
 			p.q.leaveCopy(p.from, p.leaves)
@@ -281,6 +272,9 @@ func (j *Journal) settle(recs []pend, ctl []*control, states []*Queue, err error
 		}
 		if err == nil && (i == len(recs)-1 || recs[i+1].q != p.q) {
 			poke(p.q.ready)
+		}
+		if i%reusePends == reusePends-1 || i == len(recs)-1 {
+			j.pend.reuse(recs[i-i%reusePends : i+1])
 		}
 	}
 	for _, c := range ctl {
@@ -302,9 +296,9 @@ func (j *Journal) settle(recs []pend, ctl []*control, states []*Queue, err error
 }
 
 // putBack undoes what building a group that failed assumed.
-func (j *Journal) putBack(recs []pend, states []*Queue) {
+func (j *Journal) putBack(recs []*pend, states []*Queue) {
 	for i := range recs {
-		p := &recs[i]
+		p := recs[i]
 		p.q.mu.Lock()
 		p.q.wnext = p.q.next
 		if p.leaves == 0 {

@@ -189,7 +189,7 @@ func (s *Session) read() bool {
 		s.withPoison(func(p *poison) { p.alone() })
 		s.rewind()
 	case !ok:
-		l.idle = true
+		l.idle, l.unread = true, false
 		s.readAll()
 	default:
 		return s.arrange(&m)
@@ -198,7 +198,10 @@ func (s *Session) read() bool {
 }
 
 func (s *Session) cannotRead(err error) {
-	s.log().Error("cannot read from the queue", zap.Error(err))
+	if !s.live.unread {
+		s.live.unread = true
+		s.log().Error("cannot read from the queue", zap.Error(err))
+	}
 	s.live.sendAt = time.Now().Add(brokenRead)
 	s.alarm.at(s.live.sendAt)
 }
@@ -226,6 +229,7 @@ func (s *Session) arrange(m *queue.Message) bool {
 			return false
 		}
 	}
+	s.live.unread = false
 	if s.packs != nil && s.packed(m) {
 		return true
 	}

@@ -19,6 +19,7 @@ type live struct {
 	healthy  bool      // said so on the board
 	idle     bool      // the queue had nothing more to give
 	again    bool      // the reader was set back for the suspect
+	unread   bool      // said that the queue cannot be read
 	skipped  int       // messages left out since the reader began
 	sendAt   time.Time // no sending before; zero: now
 	control  uint64    // rounds above it answer for the current credential after a failed trial; 0: no question

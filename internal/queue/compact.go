@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"io/fs"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -16,10 +17,11 @@ import (
 
 const (
 	coldGroup   = 256 << 10
-	sparse      = 50 // per cent of a segment in use below which it is worth moving
-	sparseTight = 90 // the same when the folder is near its bound or the disk is full
-	mergeFiles  = 16 // so many small segments are merged even when that frees nothing
-	keepRecent  = 2  // segments sealed last are left alone: what waits there is most likely on its way
+	sparse      = 50  // per cent of a segment in use below which it is worth moving
+	sparseTight = 90  // the same when the folder is near its bound or the disk is full
+	mergeFiles  = 16  // so many small segments are merged even when that frees nothing
+	leaveBad    = 600 // seconds that a segment which cannot be read is left out, for the sake of the others
+	keepRecent  = 2   // segments sealed last are left alone: what waits there is most likely on its way
 )
 
 // compact makes at most one pass.
@@ -67,7 +69,7 @@ func (j *Journal) sparseSegments() []*segment {
 	}
 	var sealed, pick []*segment
 	for _, s := range j.segments {
-		if s.sealed.Load() && !s.dead.Load() && !s.absent {
+		if s.sealed.Load() && !s.dead.Load() && !s.absent && time.Now().Unix()-s.bad.Load() > leaveBad {
 			sealed = append(sealed, s)
 		}
 	}
@@ -132,6 +134,10 @@ func (c *compaction) run() error {
 	c.g = &segment{id: j.nextSeg.Add(1), salt: rand.Uint32(), slot: slot, cold: true}
 	c.g.sealed.Store(true)
 	if c.f, err = j.files.openFile(slot.name, openWrite); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			j.forgetSlot(slot)
+			c.g = nil
+		}
 		return err
 	}
 	h := segHeader{version: formatVersion, id: c.g.id, salt: c.g.salt, cold: true, instance: j.instance, machine: j.machine, created: time.Now().UnixMilli()}

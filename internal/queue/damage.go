@@ -27,7 +27,7 @@ func (j *Journal) damaged(g *segment, off, end int64) {
 
 // keepDamaged copies bytes that did not check to a file of their own. Best effort: the journal goes on without.
 func (j *Journal) keepDamaged(g *segment, off int64, n int) {
-	if j.o.ReadOnly {
+	if j.o.ReadOnly || g.gone.Load() {
 		return
 	}
 	j.mu.Lock()

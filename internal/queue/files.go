@@ -38,8 +38,12 @@ type file interface {
 	truncate(size int64) error
 	size() (int64, error)
 	written() int64 // up to here every block has been written once, as far as the file system tells
+	linked() bool   // the folder still has it
+	uncache(off, n int64)
 	Close() error
 }
+
+var errNotAFile = errors.New("not a regular file")
 
 type osFS struct{}
 
@@ -60,7 +64,7 @@ func (osFS) list(dir string) ([]string, error) {
 }
 
 func (osFS) open(name string, mode openMode) (file, error) {
-	flags := os.O_RDONLY
+	flags := os.O_RDONLY | unix.O_NONBLOCK // a pipe in the place of a file would block
 	switch mode {
 	case openWrite:
 		flags = os.O_RDWR
@@ -70,6 +74,9 @@ func (osFS) open(name string, mode openMode) (file, error) {
 	f, err := os.OpenFile(name, flags, 0o600)
 	if err != nil {
 		return nil, err
+	}
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		return nil, errors.Join(err, f.Close(), &os.PathError{Op: "open", Path: name, Err: errNotAFile})
 	}
 	return &osFile{f}, nil
 }
@@ -157,6 +164,16 @@ func (f *osFile) written() int64 {
 		return 0
 	}
 	return n
+}
+
+func (f *osFile) linked() bool {
+	var st unix.Stat_t
+	return unix.Fstat(int(f.Fd()), &st) != nil || st.Nlink > 0
+}
+
+// uncache has the next read there come from the device.
+func (f *osFile) uncache(off, n int64) {
+	_ = unix.Fadvise(int(f.Fd()), off, n, unix.FADV_DONTNEED) // best effort
 }
 
 func (f *osFile) truncate(size int64) error { return f.File.Truncate(size) }

@@ -1,6 +1,9 @@
 package queue
 
-import "errors"
+import (
+	"errors"
+	"time"
+)
 
 // lane moves what waits of one lane. Neighbouring extents become one, so that moving again and again does not scatter a lane.
 func (c *compaction) lane(q *Queue, class uint8) error {
@@ -34,6 +37,7 @@ func (c *compaction) lane(q *Queue, class uint8) error {
 func (c *compaction) extent(q *Queue, class uint8, e *extent, join bool) error {
 	recs, err := q.recsOf(q.lanes[class], e)
 	if err != nil {
+		e.seg.bad.Store(time.Now().Unix())
 		return err
 	}
 	q.mu.Lock()
@@ -71,6 +75,7 @@ func (c *compaction) record(q *Queue, class uint8, e *extent, r rec, join *bool)
 		return nil
 	}
 	if err != nil {
+		e.seg.bad.Store(time.Now().Unix())
 		return err
 	}
 	h := &s.head

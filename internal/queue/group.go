@@ -58,6 +58,9 @@ func (j *Journal) writeSync(buf []byte, off int64) error {
 	if err := w.f.sync(); err != nil {
 		return &writeError{w.seg.slot.name, err}
 	}
+	if !w.f.linked() {
+		return &writeError{w.seg.slot.name, errUnlinked}
+	}
 	w.lastSync = time.Now()
 	d := w.lastSync.Sub(begin)
 	w.linger.sync = d

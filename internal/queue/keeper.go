@@ -3,6 +3,8 @@ package queue
 import (
 	"cmp"
 	"context"
+	"errors"
+	"io/fs"
 	"slices"
 	"time"
 )
@@ -62,6 +64,8 @@ func (j *Journal) recycle() {
 		case g.pins.Load() > 0:
 			later = append(later, g)
 			continue
+		case g.gone.Load():
+			remove = append(remove, s)
 		case len(j.reserve) < reserves && s.size == j.reserveSize():
 			j.reserve = append(j.reserve, s)
 		case s.size == j.o.SegmentBytes:
@@ -86,7 +90,7 @@ func (j *Journal) recycle() {
 func (j *Journal) removeSlots(gone []*slot) {
 	for _, s := range gone {
 		j.files.forget(s)
-		if err := j.fs.remove(s.name); err != nil {
+		if err := j.fs.remove(s.name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			j.mu.Lock()
 			j.retired = append(j.retired, &segment{slot: s})
 			j.mu.Unlock()

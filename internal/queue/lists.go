@@ -25,6 +25,9 @@ func (j *Journal) readList(q *Queue, class uint8, e *extent) ([]rec, error) {
 		return l.recs, nil
 	}
 	f, release, err := j.files.get(e.seg.slot)
+	if err != nil && j.gone(e.seg, err) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, j.readFailed(err)
 	}
@@ -32,6 +35,9 @@ func (j *Journal) readList(q *Queue, class uint8, e *extent) ([]rec, error) {
 	_, err = f.ReadAt(b, e.seg.footer.Load()+int64(e.list))
 	release()
 	if err != nil && !errors.Is(err, io.EOF) {
+		if recs, scanErr := j.rescan(e.seg, q.id, class, e.first, e.last()); scanErr == nil {
+			return recs, nil
+		}
 		return nil, j.readFailed(err)
 	}
 	j.readWorks()

@@ -296,4 +296,13 @@ func (h *memHandle) size() (int64, error) {
 
 func (h *memHandle) written() int64 { return 0 }
 
+func (h *memHandle) uncache(int64, int64) {}
+
+func (h *memHandle) linked() bool {
+	m := h.f.fs
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.files[h.name] == h.f
+}
+
 func (h *memHandle) Close() error { return nil }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -211,6 +212,11 @@ func (q *Queue) move(p *pend) error {
 func (q *Queue) asideAt(e entry) (AsideMessage, stamp, error) {
 	var m Message
 	s, err := q.j.readRecord(e, &m)
+	if errors.Is(err, errDamaged) && !q.j.o.ReadOnly {
+		q.remove(asideClass, e.seq, dropDamage)
+		q.j.countDamage(1)
+		q.j.keepDamaged(e.seg, int64(e.frame)+int64(e.item), int(e.size)+blockBytes)
+	}
 	if err != nil {
 		return AsideMessage{}, s, err
 	}
@@ -224,11 +230,13 @@ func (q *Queue) Aside() ([]AsideMessage, error) {
 	var list []AsideMessage
 	_, _, err := q.find(asideClass, func(e entry) (bool, error) {
 		a, _, err := q.asideAt(e)
-		if err != nil {
-			return false, err
+		if errors.Is(err, errDamaged) {
+			return false, nil
 		}
-		list = append(list, a)
-		return false, nil
+		if err == nil {
+			list = append(list, a)
+		}
+		return false, err
 	})
 	return list, err
 }
@@ -238,7 +246,9 @@ func (q *Queue) Requeue(seq uint64) error {
 	var a AsideMessage
 	var s stamp
 	e, ok, err := q.find(asideClass, func(e entry) (ok bool, err error) {
-		a, s, err = q.asideAt(e)
+		if a, s, err = q.asideAt(e); errors.Is(err, errDamaged) {
+			return false, nil
+		}
 		return err == nil && a.Seq == seq, err
 	})
 	if err != nil {
@@ -274,7 +284,7 @@ func (j *Journal) Drop(identity string) error {
 			if !ok {
 				break
 			}
-			q.removeHead(c, e.seq)
+			q.remove(c, e.seq, dropRemoved)
 		}
 	}
 	body := binary.AppendUvarint(nil, uint64(q.id))
@@ -291,13 +301,13 @@ func (j *Journal) Drop(identity string) error {
 	}})
 }
 
-// removeHead takes the entry at the head of a lane, any lane, out of the books.
-func (q *Queue) removeHead(class uint8, seq uint64) {
+// remove takes an entry in the window of a lane, any lane, out of the books.
+func (q *Queue) remove(class uint8, seq uint64, reason int) {
 	q.mu.Lock()
 	l := q.lanes[class]
 	var emptied *segment
 	if i, ok := l.find(seq); ok && !l.win[i].left {
-		q.countLocked(l, l.win[i].size, dropRemoved)
+		q.countLocked(l, l.win[i].size, reason)
 		emptied = l.leave(i)
 	}
 	q.mu.Unlock()

@@ -3,8 +3,6 @@ package queue
 import (
 	"errors"
 	"io"
-	"io/fs"
-	"syscall"
 	"time"
 )
 
@@ -45,7 +43,7 @@ func (r *Reader) Next() (Message, bool, error) {
 			continue
 		}
 		r.pos[lane]-- // the place of an entry never changes while it waits
-		if r.q.givesUp(e.seq, err) {
+		if r.q.givesUp(e.seg, err) {
 			r.q.lose(e)
 			continue
 		}
@@ -118,44 +116,21 @@ func (q *Queue) fillLane(class uint8) error {
 	q.mu.Unlock()
 	defer x.seg.unpin()
 	recs, err := q.j.readList(q, class, &x)
-	if err != nil {
+	if err != nil && !q.givesUp(x.seg, err) {
 		return err
 	}
 	q.mu.Lock()
-	defer q.mu.Unlock()
+	var emptied *segment
 	if e := l.after(l.seen); e != nil && e.seg == x.seg && e.first == x.first && e.span == x.span {
 		q.settleLossLocked(l, e, recs)
+		if x.seg.live.Load() == 0 {
+			emptied = x.seg
+		}
 		l.pushList(e, recs)
 	}
+	q.mu.Unlock()
+	q.j.noteEmptied(emptied)
 	return nil
-}
-
-// settleLossLocked takes records that an extent promised and damage took out of the books.
-func (q *Queue) settleLossLocked(l *lane, e *extent, recs []rec) {
-	lost := int64(e.count) - int64(len(recs))
-	if lost <= 0 {
-		return
-	}
-	var have uint32
-	for i := range recs {
-		have += recs[i].size
-	}
-	bytes := int64(e.bytes) - int64(have)
-	e.count, e.bytes = uint16(len(recs)), have
-	l.count -= lost
-	l.bytes -= bytes
-	if l.class != asideClass {
-		q.msgs -= lost
-		q.bytes -= bytes
-	} else {
-		q.asides -= lost
-	}
-	q.drops[dropDamage] += uint64(lost)
-	q.j.liveBytes.Add(-bytes - lost*recordOverhead)
-	e.seg.live.Add(-lost)
-	e.seg.liveBytes.Add(-bytes)
-	q.markDirtyLocked()
-	q.j.countDamage(uint64(lost))
 }
 
 // stamp is when a record was accepted, as stored.
@@ -229,6 +204,9 @@ func (j *Journal) frameAt(s *segment, frame uint32, need, want int) (*cached, er
 		j.cache.release(c)
 	}
 	f, release, err := j.files.get(s.slot)
+	if err != nil && j.gone(s, err) {
+		return nil, errDamaged
+	}
 	if err != nil {
 		return nil, j.readFailed(err)
 	}
@@ -248,32 +226,6 @@ func (j *Journal) frameAt(s *segment, frame uint32, need, want int) (*cached, er
 	}
 	j.readWorks()
 	return j.cache.add(k, b), nil
-}
-
-// readFailure remembers since when one record cannot be read.
-type readFailure struct {
-	seq   uint64
-	since time.Time
-}
-
-// giveUpAfter is how long a record that fails with an I/O error is tried while others can be read.
-const giveUpAfter = time.Minute
-
-// givesUp decides about a record that cannot be read: while the disk as a whole fails, never; when others are read and this one has failed for a minute,
-// its block is bad.
-func (q *Queue) givesUp(seq uint64, err error) bool {
-	works := q.j.lastRead()
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.failed++
-	now := time.Now()
-	if q.failing == nil || q.failing.seq != seq {
-		q.failing = &readFailure{seq, now}
-	}
-	if errors.Is(err, fs.ErrPermission) || tooManyOpen(err) || errors.Is(err, syscall.ENOMEM) {
-		return false // says nothing about the record: it may not be opened at the moment
-	}
-	return now.Sub(q.failing.since) > giveUpAfter && now.Sub(works) < giveUpAfter/2
 }
 
 // lose counts a record that damage took and keeps its bytes for inspection.

@@ -119,6 +119,10 @@ func (q *Queue) recountExtent(l *lane, e *extent, gaps []uint64) error {
 		if err != nil {
 			return err
 		}
+		if lost := int(e.count) - len(recs); lost > 0 {
+			e.count = uint16(len(recs))
+			q.j.stats.Damaged += uint64(lost)
+		}
 		n, bytes = 0, 0
 		for _, r := range recs {
 			seq := e.first + uint64(r.seq)
@@ -147,11 +151,5 @@ func (q *Queue) recsOf(l *lane, e *extent) ([]rec, error) {
 	if e.run != nil {
 		return e.run.all(e.count), nil
 	}
-	recs, err := q.j.readList(q, l.class, e)
-	if err == nil && len(recs) < int(e.count) {
-		lost := int(e.count) - len(recs)
-		e.count = uint16(len(recs))
-		q.j.stats.Damaged += uint64(lost)
-	}
-	return recs, err
+	return q.j.readList(q, l.class, e)
 }

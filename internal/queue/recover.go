@@ -118,6 +118,11 @@ func (r *recovery) readHeader(x *found) error {
 		x.used, x.unread = true, true // never overwritten
 		return nil
 	}
+	if errors.Is(err, errNotAFile) {
+		r.j.report(Event{Kind: EventForeign, File: x.slot.name, Err: err})
+		x.used = true
+		return nil
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		r.j.report(Event{Kind: EventMissing, File: x.slot.name, Err: err})
 		x.used = true

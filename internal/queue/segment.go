@@ -42,6 +42,8 @@ type segment struct {
 
 	pins atomic.Int32 // reads under way; a pinned slot is not used again
 	dead atomic.Bool  // holds nothing; reads that come too late look elsewhere
+	gone atomic.Bool  // the file was removed
+	bad  atomic.Int64 // when compaction could not read it, Unix seconds
 }
 
 func (s *segment) unpin() { s.pins.Add(-1) }

@@ -92,6 +92,10 @@ func (j *Journal) cutFree(size int64, full error) (*slot, error) {
 	j.leastFree = min(j.leastFree, n)
 	j.mu.Unlock()
 	f, err := j.files.openFile(s.name, openWrite)
+	if errors.Is(err, fs.ErrNotExist) {
+		j.forgetSlot(s)
+		return nil, full
+	}
 	if err == nil {
 		err = errors.Join(f.truncate(size), f.sync(), f.Close())
 	}
@@ -211,6 +215,28 @@ func (j *Journal) takeSlot(need int64, data bool) (*slot, error) {
 	return s, nil
 }
 
+// openSlot takes a file for the next segment and opens it. One that was removed meanwhile is forgotten.
+func (j *Journal) openSlot(need int64, data bool) (*slot, file, error) {
+	for {
+		s, err := j.takeSlot(need, data)
+		if err != nil {
+			return nil, nil, err
+		}
+		f, err := j.files.openFile(s.name, openWrite)
+		switch {
+		case err == nil:
+			return s, f, nil
+		case errors.Is(err, fs.ErrNotExist):
+			j.forgetSlot(s)
+		default:
+			j.mu.Lock()
+			j.free = append(j.free, s)
+			j.mu.Unlock()
+			return nil, nil, err
+		}
+	}
+}
+
 // takeFree takes the free file that was written furthest, so that few files serve again and again. It leaves some.
 func (j *Journal) takeFree(need int64, leave int) *slot {
 	j.mu.Lock()
@@ -250,15 +276,8 @@ func (j *Journal) giveUpFree(need int64) bool {
 func (j *Journal) roll(need int64, data bool) error {
 	w := &j.w
 	snap, _ := j.snapshot(w.b, j.nextSeg.Load()+1) // laid out for its size only; the salt is not known yet
-	s, err := j.takeSlot(segDataStart+int64(snap)+2*blockBytes+need, data)
+	s, f, err := j.openSlot(segDataStart+int64(snap)+2*blockBytes+need, data)
 	if err != nil {
-		return err
-	}
-	f, err := j.files.openFile(s.name, openWrite)
-	if err != nil {
-		j.mu.Lock()
-		j.free = append(j.free, s)
-		j.mu.Unlock()
 		return err
 	}
 	if s.warm == 0 { // new, or of an earlier run

@@ -1,0 +1,227 @@
+package queue
+
+import (
+	"bytes"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// backlog is a world of two queues over some segments. It delivers a little of the first and says which segment the rest of that lies in.
+func backlog(t *testing.T) (*world, *segment) {
+	w := newWorld(t, rand.New(rand.NewPCG(1, 1)).IntN)
+	w.mustOpen()
+	w.damaged = true
+	for range 60 {
+		w.append("press-7", 0, 5, 400)
+		w.append("press-8", 0, 5, 400)
+		w.chores()
+	}
+	w.ack("press-7", 20, false)
+	q, _ := w.j.Queue("press-7", Limits{})
+	e, _, err := q.head(0)
+	if err != nil || !e.seg.sealed.Load() || len(w.j.segments) < 5 {
+		t.Fatalf("%v, %+v", err, w.j.Stats())
+	}
+	w.j.files.shed()
+	w.j.cache.trim()
+	w.j.cache.trim()
+	return w, e.seg
+}
+
+// forget takes what lies in a segment out of what has to be there and says how much that was.
+func (w *world) forget(name string, g *segment) (n int) {
+	q, _ := w.j.Queue(name, Limits{})
+	m := w.queue(name)
+	for _, e := range q.lanes[0].ext {
+		for seq := e.first; e.seg == g && seq <= e.last(); seq++ {
+			if m.must[seq] != nil {
+				m.may[seq] = m.must[seq]
+				delete(m.must, seq)
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// TestRemovedFileTakesItsMessagesOnly: somebody removes a file under a running journal, half delivered.
+func TestRemovedFileTakesItsMessagesOnly(t *testing.T) {
+	w, g := backlog(t)
+	missing := 0
+	w.j.o.Report = func(e Event) {
+		if e.Kind == EventMissing && e.File == g.slot.name {
+			missing++
+		}
+	}
+	if err := w.fs.remove(g.slot.name); err != nil {
+		t.Fatal(err)
+	}
+	w.last = "removing a file"
+	lost := map[string]int{"press-7": w.forget("press-7", g), "press-8": w.forget("press-8", g)}
+	w.check()
+	for name, n := range lost {
+		q, _ := w.j.Queue(name, Limits{})
+		if d := q.Stats().Dropped[DropDamage]; n == 0 || d != uint64(n) {
+			t.Errorf("%s: %d counted as damaged, want %d", name, d, n)
+		}
+	}
+	w.flush()
+	w.chores()
+	w.chores()
+	if missing != 1 || w.j.Stats().Trouble != "" || g.live.Load() != 0 {
+		t.Errorf("named %d times, %d said to wait there, %+v", missing, g.live.Load(), w.j.Stats())
+	}
+	for _, s := range w.j.free { // nor may a file that is kept for later stop anything
+		w.fs.remove(s.name)
+	}
+	for range 20 {
+		w.append("press-7", 0, 5, 4000)
+		w.chores()
+	}
+	if err := w.j.stopped(); err != nil {
+		t.Fatal(err)
+	}
+	w.check()
+	w.close()
+	w.settleMay()
+	w.mustOpen()
+	w.check()
+}
+
+// TestMissingFolderLosesNothing: a file system that is not there at the moment is not a file that was removed.
+func TestMissingFolderLosesNothing(t *testing.T) {
+	w, _ := backlog(t)
+	files := w.fs.files
+	w.fs.files = map[string]*memFile{}
+	q, _ := w.j.Queue("press-7", Limits{})
+	if _, ok, err := q.Reader().Next(); ok || err == nil {
+		t.Fatalf("read %v, %v", ok, err)
+	}
+	w.fs.files = files
+	w.damaged = false
+	w.check()
+	if n := w.j.Stats().Damaged; n != 0 {
+		t.Errorf("%d damaged", n)
+	}
+}
+
+// TestFileInUseThatIsRemovedTakesNoMoreMessages: what is acknowledged from then on is in a file that is there.
+func TestFileInUseThatIsRemovedTakesNoMoreMessages(t *testing.T) {
+	w, _ := backlog(t)
+	g := w.j.w.seg
+	w.forget("press-7", g)
+	w.forget("press-8", g)
+	w.fs.remove(g.slot.name)
+	w.append("press-7", 0, 5, 100)
+	if n := len(w.qs["press-7"].must); n < 5 || w.j.w.seg == g {
+		t.Fatalf("%d messages, still in use: %v", n, w.j.w.seg == g)
+	}
+	w.fs.crash(func() bool { return false })
+	w.last = "removing the file in use, and a power cut"
+	w.mustOpen()
+	w.check()
+}
+
+// TestBadBlocksHoldNobodyUp: everything in one file fails with an I/O error, and it is where the messages of all queues go on. They are given up after a
+// minute, all at once, when the disk reads elsewhere.
+func TestBadBlocksHoldNobodyUp(t *testing.T) {
+	w, g := backlog(t)
+	bad := filepath.Base(g.slot.name)
+	w.fs.fault = func(_ int, call, name string) error {
+		if call == "read" && name == bad {
+			return &fs.PathError{Op: "read", Path: name, Err: syscall.EIO}
+		}
+		return nil
+	}
+	for _, name := range []string{"press-7", "press-8"} {
+		q, _ := w.j.Queue(name, Limits{})
+		r := q.Reader()
+		for {
+			_, ok, err := r.Next()
+			if err == nil && ok {
+				continue // of other files, or in memory
+			}
+			if err == nil || w.j.Stats().Trouble == "" || q.Stats().Dropped[DropDamage] > 0 {
+				t.Fatalf("%s: %v, %v, %+v", name, ok, err, w.j.Stats())
+			}
+			break
+		}
+		q.failing.since = q.failing.since.Add(-2 * giveUpAfter)
+		w.j.readAt = time.Time{} // nobody else reads
+		w.forget(name, g)
+	}
+	w.last = "giving up what cannot be read"
+	for name, m := range w.qs { // what is in memory all the same comes
+		m.may = map[uint64]*modelMessage{}
+		q, _ := w.j.Queue(name, Limits{})
+		for r := q.Reader(); ; {
+			x, ok, err := r.Next()
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			if !ok {
+				break
+			}
+			delete(m.must, x.Seq)
+		}
+		if len(m.must) > 0 || q.Stats().Dropped[DropDamage] == 0 {
+			t.Errorf("%s: %d are not delivered, %+v", name, len(m.must), q.Stats())
+		}
+	}
+}
+
+// TestUnreadableSegmentDoesNotStopCompaction of the others.
+func TestUnreadableSegmentDoesNotStopCompaction(t *testing.T) {
+	w, g := backlog(t)
+	w.ack("press-8", 1000, false) // half of everything is of no use any more
+	w.j.files.shed()
+	w.j.cache.trim()
+	w.j.cache.trim()
+	bad := filepath.Base(g.slot.name)
+	w.fs.fault = func(_ int, call, name string) error {
+		if call == "read" && name == bad {
+			return syscall.EIO
+		}
+		return nil
+	}
+	for range 10 {
+		w.flush()
+		w.chores()
+	}
+	if s := w.j.Stats(); s.Compacted < 100 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestPipesAndTheLikeInThePlaceOfFiles are named, and block nobody.
+func TestPipesAndTheLikeInThePlaceOfFiles(t *testing.T) {
+	dir := t.TempDir()
+	j, stop := start(t, Options{Dir: dir, SegmentBytes: minSegment})
+	mustAppend(t, mustQueue(t, j, "press-7", Limits{}), Message{Payload: []byte("1")})
+	stop()
+	if err := unix.Mkfifo(filepath.Join(dir, "000000aa.jnl"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/dev/zero", filepath.Join(dir, "000000ab.jnl")); err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	j, _ = start(t, Options{Dir: dir, SegmentBytes: minSegment, Report: func(e Event) { b.WriteString(string(e.Kind) + " " + filepath.Base(e.File) + "\n") }})
+	if got := drain(t, mustQueue(t, j, "press-7", Limits{})); len(got) != 1 {
+		t.Errorf("%d messages", len(got))
+	}
+	if s := b.String(); !strings.Contains(s, "foreign file 000000aa.jnl") || !strings.Contains(s, "foreign file 000000ab.jnl") {
+		t.Errorf("reported: %s", s)
+	}
+	if _, err := os.Lstat(filepath.Join(dir, "000000ab.jnl")); err != nil {
+		t.Error(err)
+	}
+}

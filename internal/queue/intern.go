@@ -7,11 +7,11 @@ import (
 
 const (
 	internSlots = 512
-	internMax   = 64 // bytes of a string that is worth it
+	internMax   = 256 // bytes of a string that is worth it
 )
 
 // interner gives the same string for the same bytes, mostly: the names of a few sensors, topics and routes come back in every message, and thousands of
-// readers would each make and keep their own. It holds 48 KiB at most. Safe for concurrent use.
+// readers would each make and keep their own. It holds 150 KiB at most. Safe for concurrent use.
 type interner struct {
 	seed  maphash.Seed
 	slots [internSlots]atomic.Pointer[string]

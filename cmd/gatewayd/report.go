@@ -73,7 +73,8 @@ type identityReport struct {
 	Hint       string       `json:"hint"`            // what to do about it
 	Fault      *faultReport `json:"fault,omitempty"` // of the session
 	Remote     string       `json:"remote"`
-	Transport  string       `json:"transport"` // in use: mqtt or mqtt-ws; "" when not connected
+	Transport  string       `json:"transport"`        // in use: mqtt or mqtt-ws; "" when not connected
+	Detour     string       `json:"detour,omitempty"` // with transport: auto, why it is mqtt-ws
 	KeepAlive  float64      `json:"keepalive_seconds"`
 	// KeepAliveLimit is at which keep-alive a silent link died; only with keepalive: auto.
 	KeepAliveLimit float64           `json:"keepalive_limit_seconds,omitempty"`
@@ -233,6 +234,9 @@ func (id *identity) report() identityReport {
 	if s.Rotations > 0 {
 		r.Rotation = &rotationReport{At: s.Rotation.At.UTC(), From: s.Rotation.From, To: s.Rotation.To,
 			GapMS: millis(s.Rotation.Gap), Pause: millis(s.Rotation.Pause), Resent: s.Rotation.Resent}
+	}
+	if s.Detour != nil {
+		r.Detour = s.Detour.Error()
 	}
 	if f := s.Fault; f != nil {
 		r.Fault = &faultReport{Kind: string(f.Kind), Step: string(f.Step), Text: f.Text, Hint: f.Hint}

@@ -224,6 +224,9 @@ func identityRows(r *report) (rows []string, below map[int][]string) {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%.1f\t%d\t%s\t%d\n", id.Name, id.State, r.Now.Sub(id.Since).Round(time.Second), orDash(id.Transport), days,
 			id.Delivered, float64(month.Sent+month.Received)/(1<<20), id.Queue.Messages, time.Duration(id.Queue.OldestSeconds)*time.Second, id.Queue.Aside)
 		below[i+1] = nonEmpty(id.FirstFault, id.Hint)
+		if id.Detour != "" {
+			below[i+1] = append(below[i+1], "not over mqtt: "+id.Detour)
+		}
 	}
 	for i, name := range r.Unconfigured {
 		fmt.Fprintf(w, "%s\tnot configured\t-\t-\t-\t-\t-\t-\t-\t-\n", name)

@@ -201,7 +201,7 @@ func (s *Session) answered(code byte) {
 	}
 	old, next := s.live.c, s.cut.next
 	if s.cut.home {
-		s.dial.ways.works(OverTLS, false, &s.cfg.Timing)
+		s.dial.ways.works(OverTLS, nil, &s.cfg.Timing)
 	} else {
 		s.cut.rotating = s.measure(old, next)
 	}

@@ -92,7 +92,8 @@ func (d *dialer) finish(ctx context.Context, tr *transport, cred *certstore.Cred
 	nc := tls.Client(under, d.tlsConfig(tr, cred))
 	if err := nc.HandshakeContext(ctx); err != nil {
 		f := classify(err, StepTLS, tr.presented.Load())
-		f.blocked = f.Kind == Unreachable && !isAlert(err)
+		// Who takes TLS apart on one port leaves the other alone, or does so there too and is found out there.
+		f.blocked = f.Kind == Untrusted || f.Kind == Unreachable && !isAlert(err)
 		return f
 	}
 	tr.nc = nc

@@ -52,8 +52,8 @@ type Fault struct {
 	// presented: the server asked for the client certificate and got it, so that
 	// the failure may be the certificate's.
 	presented bool
-	// blocked: another port may lead to the hub, since nothing that can only be the
-	// hub has answered on this one.
+	// blocked: another port may lead to the hub, since nothing that proved to be the hub
+	// has answered on this one.
 	blocked bool
 }
 

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"gatewayd/internal/certstore"
 	"gatewayd/internal/certstore/certtest"
@@ -215,6 +216,7 @@ type rig struct {
 	cfg   Config
 	s     *Session
 	pacer *Pacer
+	logs  *observer.ObservedLogs
 	stop  func()
 }
 
@@ -264,7 +266,9 @@ func issue(t testing.TB, ca *certtest.CA, l certtest.Leaf) *certstore.Credential
 // start runs the session until the test ends or stop is called.
 func (r *rig) start() {
 	r.t.Helper()
-	r.s = newSession(r.cfg, r.box, r.store, r.pacer, zap.NewNop())
+	core, logs := observer.New(zap.InfoLevel)
+	r.logs = logs
+	r.s = newSession(r.cfg, r.box, r.store, r.pacer, zap.New(core))
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {

@@ -46,6 +46,23 @@ func (s *Session) take(c *conn) {
 		s.shown = c
 		st.Fingerprint, st.Remote, st.Transport, st.NextTry = c.cred.Fingerprint(), c.remote, c.over, time.Time{}
 	})
+	s.tellWay()
+}
+
+// tellWay says when the other way than the first has to be taken, and when that is over.
+func (s *Session) tellWay() {
+	if s.cfg.Transport != Auto {
+		return
+	}
+	why := s.dial.ways.detour()
+	var before *Fault
+	s.board.set(func(st *Status) { before, st.Detour = st.Detour, why })
+	switch {
+	case why != nil && (before == nil || before.Kind != why.Kind):
+		s.log().Warn("the hub cannot be reached over mqtt, mqtt-ws is taken", zap.Error(why), zap.String("hint", why.Hint))
+	case why == nil && before != nil:
+		s.log().Info("the hub is reached over mqtt again")
+	}
 }
 
 // remember keeps what is in limbo on a connection that is given up.

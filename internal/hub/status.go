@@ -43,6 +43,7 @@ type Status struct {
 	Fingerprint string        // of the credential in use; "" when not connected
 	Remote      string        // with a proxy: the hub's address "through" the proxy's
 	Transport   Transport     // of the connection in use; "" when not connected
+	Detour      *Fault        // with Auto: why OverTLS, which would go first, is not in use; nil when it is
 	KeepAlive   time.Duration // at this moment
 	// KeepAliveLimit is at which keep-alive a silent link died, with KeepAliveAuto; 0:
 	// none is known.

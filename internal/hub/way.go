@@ -24,6 +24,7 @@ const (
 type ways struct {
 	mu     sync.Mutex
 	fallen bool          // port 443 goes first
+	why    *Fault        // what was wrong with port 8883 the last time
 	due    time.Time     // of the next look at port 8883
 	wait   time.Duration // between the latest two looks
 }
@@ -38,17 +39,17 @@ func (w *ways) first() Transport {
 	return OverTLS
 }
 
-// works notes that a connection over t could be made. looked says that port 8883
-// was tried before it, in vain.
-func (w *ways) works(t Transport, looked bool, timing *Timing) {
+// works notes that a connection over t could be made. blocked is what became of the
+// other way before, nil when that was not tried.
+func (w *ways) works(t Transport, blocked *Fault, timing *Timing) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	switch {
 	case t == OverTLS:
-		w.fallen, w.wait = false, 0
-	case !looked:
+		w.fallen, w.wait, w.why = false, 0, nil
+	case blocked == nil:
 	default:
-		w.fallen = true
+		w.fallen, w.why = true, blocked
 		w.laterLocked(timing)
 	}
 }
@@ -72,6 +73,13 @@ func (w *ways) back() (due time.Time, wanted bool) {
 	return w.due, w.fallen
 }
 
+// detour is why port 8883 is not in use; nil: it is.
+func (w *ways) detour() *Fault {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.why
+}
+
 // dial connects with cred up to the point where CONNECT can be sent, within
 // Timing.Dial; of two ways, each gets half of it.
 func (d *dialer) dial(ctx context.Context, cred *certstore.Credential) (*transport, *Fault) {
@@ -84,7 +92,7 @@ func (d *dialer) dial(ctx context.Context, cred *certstore.Credential) (*transpo
 	}
 	tr, fault := d.over(ctx, cred, first, d.cfg.Timing.Dial/2)
 	if fault == nil {
-		d.ways.works(first, false, &d.cfg.Timing)
+		d.ways.works(first, nil, &d.cfg.Timing)
 		return tr, nil
 	}
 	if !fault.blocked || ctx.Err() != nil {
@@ -93,14 +101,21 @@ func (d *dialer) dial(ctx context.Context, cred *certstore.Credential) (*transpo
 	tr, other := d.over(ctx, cred, second, d.cfg.Timing.Dial/2)
 	switch {
 	case other == nil:
-		d.ways.works(second, true, &d.cfg.Timing)
+		d.ways.works(second, fault, &d.cfg.Timing)
 		return tr, nil
 	case !other.blocked:
 		return nil, other
+	case other.Kind == Untrusted && fault.Kind != Untrusted: // somebody answers there
+		return nil, other.and(first, fault)
 	}
-	both := *fault
-	both.Text = fmt.Sprintf("%s; and over %s, %s: %s", fault.Text, second, other.Step, other.Text)
-	return nil, &both
+	return nil, fault.and(second, other)
+}
+
+// and is f, with what became of the way t.
+func (f *Fault) and(t Transport, other *Fault) *Fault {
+	both := *f
+	both.Text = fmt.Sprintf("%s; and over %s, %s: %s", f.Text, t, other.Step, other.Text)
+	return &both
 }
 
 // home connects to port 8883 only, while a connection over WebSocket works.

@@ -2,6 +2,7 @@ package hub
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"os"
@@ -20,15 +21,18 @@ import (
 const (
 	portOpen = iota
 	portRefused
-	portBlackHole // SYN is dropped
-	portMute      // TCP connects and TLS hears nothing
-	portReset     // TCP connects and is reset
+	portBlackHole  // SYN is dropped
+	portMute       // TCP connects and TLS hears nothing
+	portReset      // TCP connects and is reset
+	portTakenApart // a box in between answers with a certificate of its own
 )
 
 // ports is a network with a hub on 8883 and 443, either of which may be blocked.
 type ports struct {
-	mqtt, ws atomic.Int32 // one of the port constants
-	tries    atomic.Int32 // of 8883
+	mqtt, ws atomic.Int32               // one of the port constants
+	tries    atomic.Int32               // of 8883
+	box      atomic.Pointer[tls.Config] // of what takes TLS apart
+	told     atomic.Int32               // handshakes that such a box finished: it would get what is meant for the hub
 }
 
 // newWaysRig is newRig in a bubble with both ports and transport auto.
@@ -54,10 +58,13 @@ func newWaysRig(t testing.TB, opt hubtest.Options) (*rig, *ports) {
 		case portBlackHole:
 			<-ctx.Done()
 			return nil, &net.OpError{Op: "dial", Net: "tcp", Err: ctx.Err()}
-		case portMute, portReset:
+		case portMute, portReset, portTakenApart:
 			near, far := hubtest.Pipe()
-			if state == portReset {
+			switch state {
+			case portReset:
 				far.Close()
+			case portTakenApart:
+				go p.takeApart(far)
 			}
 			return near, nil
 		}
@@ -66,22 +73,44 @@ func newWaysRig(t testing.TB, opt hubtest.Options) (*rig, *ports) {
 	return r, p
 }
 
+// takeApart is the box's side of a connection.
+func (p *ports) takeApart(c net.Conn) {
+	defer c.Close()
+	nc := tls.Server(c, p.box.Load())
+	if nc.Handshake() == nil {
+		if n, _ := nc.Read(make([]byte, 100)); n > 0 {
+			p.told.Add(1)
+		}
+	}
+}
+
+// intercept makes such a box.
+func (p *ports) intercept(t *testing.T) {
+	ca := must(certtest.NewCA("helpful proxy"))
+	pair := must(ca.Issue(certtest.Leaf{CN: hubtest.DefaultHostName, DNS: []string{hubtest.DefaultHostName}}))
+	cert := must(tls.X509KeyPair(pair.CertPEM, pair.KeyPEM))
+	p.box.Store(&tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequestClientCert})
+}
+
 // TestAutoFallsBackAndReturns blocks port 8883 in every way, while messages flow, and
 // opens it again.
 func TestAutoFallsBackAndReturns(t *testing.T) {
-	for how, name := range map[int32]string{portRefused: "refused", portBlackHole: "black hole", portMute: "mute", portReset: "reset"} {
+	for how, name := range map[int32]string{portRefused: "refused", portBlackHole: "black hole", portMute: "mute", portReset: "reset", portTakenApart: "taken apart"} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r, p := newWaysRig(t, hubtest.Options{})
 				p.mqtt.Store(how)
+				p.intercept(t)
 				start := time.Now()
 				r.start()
 				r.connected()
 				if took := time.Since(start); took > 20*time.Second {
 					t.Errorf("connected after %v", took)
 				}
-				if st := r.s.Status(); st.Transport != OverWebSocket || st.Fault != nil {
-					t.Errorf("over %q, fault %v", st.Transport, st.Fault)
+				if st := r.s.Status(); st.Transport != OverWebSocket || st.Fault != nil || st.Detour == nil {
+					t.Errorf("over %q, fault %v, detour because %v", st.Transport, st.Fault, st.Detour)
+				} else if how == portTakenApart && (st.Detour.Kind != Untrusted || !strings.Contains(st.Detour.Text, "helpful proxy")) {
+					t.Errorf("detour because %v", st.Detour)
 				}
 				feeding := feed(r)
 				time.Sleep(10 * time.Minute)
@@ -102,6 +131,14 @@ func TestAutoFallsBackAndReturns(t *testing.T) {
 				inOrderOnce(t, r)
 				if longest := r.box.longestSilence(); longest > time.Second {
 					t.Errorf("the flow paused for %v", longest)
+				}
+				for text, want := range map[string]int{"the hub cannot be reached over mqtt, mqtt-ws is taken": 1, "the hub is reached over mqtt again": 1} {
+					if n := r.logs.FilterMessage(text).Len(); n != want {
+						t.Errorf("%d times said: %s", n, text)
+					}
+				}
+				if p.told.Load() > 0 || r.s.Status().Detour != nil {
+					t.Errorf("told the box %d times; detour %v", p.told.Load(), r.s.Status().Detour)
 				}
 				if st := r.s.Status(); st.Rotations != 0 || st.TrialFault != nil || len(r.store.commits) != 1 {
 					t.Errorf("the return counts as a rotation: %+v, %d commits", st, len(r.store.commits))
@@ -217,6 +254,37 @@ func TestOutageOfBothPortsEndsOnEither(t *testing.T) {
 				r.await("moved", time.Minute, func() bool { return r.s.Status().Transport == OverTLS })
 			}
 			r.stop()
+		})
+	}
+}
+
+// TestBoxOnEitherPortIsNotTrusted: whichever port a box takes apart, the identity goes the other way or none.
+func TestBoxOnEitherPortIsNotTrusted(t *testing.T) {
+	for name, how := range map[string][2]int32{
+		"both": {portTakenApart, portTakenApart}, "443, and 8883 is blocked": {portRefused, portTakenApart}, "8883, and 443 is blocked": {portTakenApart, portRefused},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r, p := newWaysRig(t, hubtest.Options{})
+				p.intercept(t)
+				p.mqtt.Store(how[0])
+				p.ws.Store(how[1])
+				r.start()
+				time.Sleep(10 * time.Minute)
+				st := r.s.Status()
+				if f := st.Fault; f == nil || f.Kind != Untrusted || !strings.Contains(f.Text, "helpful proxy") || !strings.Contains(f.Text, "; and over mqtt") {
+					t.Errorf("fault %v", st.Fault)
+				}
+				if n := len(r.hub.Connections()); n > 0 || p.told.Load() > 0 {
+					t.Errorf("%d connections, told the box %d times", n, p.told.Load())
+				}
+				if n := p.tries.Load(); n < 5 || n > 60 {
+					t.Errorf("%d tries in ten minutes", n)
+				}
+				p.ws.Store(portOpen)
+				r.await("connected", 2*time.Minute, func() bool { return r.s.Status().State == StateConnected })
+				r.stop()
+			})
 		})
 	}
 }

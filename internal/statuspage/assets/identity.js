@@ -74,7 +74,7 @@ function showRotation(r, total) {
 
 function showWay(id) {
   const w = id.wire || {}, month = (m) => (m ? bytes(m.sent) + " sent, " + bytes(m.received) + " received" : "");
-  facts($("way"), [["Address", id.remote], ["Transport", id.transport], ["Keep-alive", id.keepalive_seconds ? id.keepalive_seconds + " s" : ""],
+  facts($("way"), [["Address", id.remote], ["Transport", id.transport], ["Not over mqtt", id.detour || ""], ["Keep-alive", id.keepalive_seconds ? id.keepalive_seconds + " s" : ""],
     ["In flight", num(id.in_flight) + (id.window ? " of at most " + num(id.window) : "") + (id.throttled ? ", slowed down by the hub" : "")],
     ["Last answer", day(id.last_acknowledged)], ["Sent again", num(id.resent)], ["Data in " + (w.month || "this month"), month(w.this_month)], ["The month before", month(w.last_month)]]);
 }

@@ -76,6 +76,7 @@ func (g *gateway) openIdentity(cfg *config.Config, c *config.Identity) (*identit
 	session := sessionConfig(*c, g.clock, id.roots.Pool, cfg.Queue.SetAsideAfter)
 	id.wire = g.wire.of(c.Name)
 	session.Wire = &id.wire.wire
+	session.Ready = id.filesRead
 	session.Packs = func() (*queue.Queue, error) {
 		return g.journal.Queue(c.Name+packSuffix, queue.Limits{Always: true})
 	}
@@ -85,6 +86,12 @@ func (g *gateway) openIdentity(cfg *config.Config, c *config.Identity) (*identit
 	id.session = hub.NewSession(session, id.queue, id.store, g.pacer, g.hubLog)
 	g.watcher.Add(id.store)
 	return id, nil
+}
+
+// filesRead waits for the first reading of the files of certificate and roots, within bounds.
+func (id *identity) filesRead(ctx context.Context) {
+	id.roots.Await(ctx)
+	id.store.Await(ctx)
 }
 
 // sessionConfig turns the file's words into the session's. dials says against
@@ -122,10 +129,5 @@ func queueLimits(l config.Limits) queue.Limits {
 }
 
 func (g *gateway) startIdentity(id *identity) {
-	id.running = g.sending.start("session "+id.cfg.Name, func(ctx context.Context) error {
-		// The first to be tried is what the files hold, and against the roots of the files.
-		id.roots.Await(ctx)
-		id.store.Await(ctx)
-		return id.session.Run(ctx)
-	})
+	id.running = g.sending.start("session "+id.cfg.Name, id.session.Run)
 }

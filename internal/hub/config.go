@@ -35,6 +35,8 @@ type Config struct {
 	// Clock gives the time against which the server's certificate is checked; nil =
 	// the machine's.
 	Clock *certstore.Clock
+	// Ready returns when Roots and the credentials are fit for a first attempt; nil = they are.
+	Ready func(ctx context.Context)
 	// Commands takes what comes down from the cloud; nil = only publish.
 	Commands Commands
 	// DialContext makes the connection below TLS, to the hub or to the proxy; nil = TCP.
@@ -54,6 +56,9 @@ type Timing struct {
 	Connack time.Duration // from CONNECT to its answer; 20 s
 	Write   time.Duration // for one write, and for data to be confirmed by the peer's TCP; 60 s
 	Ack     time.Duration // the oldest message in flight waits longer: no progress; 2 min
+	// LeftOut is for how long acknowledgements of later messages may have come before that of the oldest in flight is
+	// taken for lost (10 s); while that goes on it doubles, up to Ack.
+	LeftOut time.Duration
 	Drain   time.Duration // for outstanding acknowledgements when stopping; 5 s
 
 	RetryMin, RetryMax     time.Duration // after outages: full jitter, doubling; 1 s and 60 s
@@ -87,6 +92,7 @@ func (t Timing) withDefaults() Timing {
 	def(&t.Connack, 20*time.Second)
 	def(&t.Write, time.Minute)
 	def(&t.Ack, 2*time.Minute)
+	def(&t.LeftOut, 10*time.Second)
 	def(&t.Drain, 5*time.Second)
 	def(&t.RetryMin, time.Second)
 	def(&t.RetryMax, time.Minute)

@@ -92,6 +92,7 @@ type conn struct {
 	outDone  []func(error)
 	win      window
 	headAt   time.Time // when the oldest message in flight became the oldest
+	gapAt    time.Time // since when a later one than that is acknowledged; zero: none is
 	sample   uint64    // ordinal behind the message whose acknowledgement is timed; 0: none
 	sampleAt int64
 	nextID   uint16 // of control packets
@@ -361,6 +362,20 @@ func (c *conn) stalledSince() (since time.Time, waiting bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.headAt, c.win.n > 0
+}
+
+// leftOutSince says since when later messages than the oldest in flight are acknowledged.
+func (c *conn) leftOutSince() (since time.Time, leftOut bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.gapAt, !c.gapAt.IsZero()
+}
+
+// sent is what has been sent and is not settled: outstanding, or acknowledged behind what is.
+func (c *conn) sent() []uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.win.sent(nil)
 }
 
 // outstanding is what has been sent and not been acknowledged.

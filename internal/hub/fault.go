@@ -79,6 +79,7 @@ const (
 var (
 	errHalfOpen  = errors.New("no answer to a ping: the link is dead")
 	errStalled   = errors.New("the hub is alive and acknowledges nothing")
+	errLeftOut   = errors.New("the hub acknowledged later messages and not the oldest one")
 	errNoConnack = errors.New("no answer to CONNECT")
 	errReplaced  = errors.New("replaced by a connection with the new certificate")
 	errEnded     = errors.New("ended by this side")

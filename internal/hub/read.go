@@ -93,12 +93,18 @@ func (c *conn) puback(f packet.Frame, commits []uint64) ([]uint64, error) {
 			delete(c.waiting, p.ID)
 		}
 	} else if commits, known = c.win.ack(p.ID, commits); len(commits) > before {
-		c.headAt = time.Now()
+		c.headAt, c.gapAt = time.Now(), time.Time{}
+		if c.win.early > 0 {
+			c.gapAt = c.headAt
+		}
 		c.unsettled.Add(int64(len(commits) - before))
 		if c.win.head >= c.sample && c.sample > 0 {
 			c.ackDelay.Store(max(c.now()-c.sampleAt, 1))
 			c.sample = 0
 		}
+	} else if c.win.early > 0 && c.gapAt.IsZero() {
+		c.gapAt = time.Now()
+		poke(c.wake)
 	}
 	c.mu.Unlock()
 	if done != nil {

@@ -65,9 +65,9 @@ func (s *Session) tellWay() {
 	}
 }
 
-// remember keeps what is in limbo on a connection that is given up.
+// remember keeps what is in limbo on a connection that is given up: all of it is read and sent again.
 func (s *Session) remember(c *conn) {
-	left := c.outstanding()
+	left := c.sent()
 	if len(left) == 0 {
 		return
 	}
@@ -172,7 +172,32 @@ func (s *Session) look() {
 			l.c.kill(errStalled)
 		}
 	}
+	s.lookForGap(now)
 }
+
+// lookForGap gives a connection up on which one acknowledgement seems to be lost: those that come later are of no use, and
+// the window fills. A hub that is merely slow is slow with all of them, in their order. One that goes on like this is
+// given more and more time.
+func (s *Session) lookForGap(now time.Time) {
+	l := &s.live
+	if s.leftOut > 0 && now.Sub(l.accepted) > forgiveAfter*s.cfg.Timing.Stable {
+		s.leftOut = 0
+	}
+	since, leftOut := l.c.leftOutSince()
+	if !leftOut {
+		return
+	}
+	if due := since.Add(double(s.cfg.Timing.LeftOut, s.leftOut, s.cfg.Timing.Ack)); now.Before(due) {
+		s.alarm.at(due)
+		return
+	}
+	s.leftOut++
+	l.c.kill(errLeftOut)
+}
+
+// forgiveAfter is how many times as long as a stable connection one has to live until lost acknowledgements before it do
+// not count any more.
+const forgiveAfter = 10
 
 // tellPace says when throttling begins, and when the last of it is gone.
 func (s *Session) tellPace() {

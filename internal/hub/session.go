@@ -43,6 +43,7 @@ type Session struct {
 	told     Kind   // kind of the fault that was logged last; "" when connected
 	woken    string // credentials for which a wait was cut short
 	alarm    alarm
+	leftOut  int    // connections given up over a lost acknowledgement, in a row
 	topic    []byte // scratch
 	element  []byte // scratch
 
@@ -98,6 +99,9 @@ func (s *Session) Run(ctx context.Context) error {
 	if s.unusable() {
 		<-ctx.Done()
 		return nil
+	}
+	if s.cfg.Ready != nil {
+		s.cfg.Ready(ctx)
 	}
 	for ctx.Err() == nil {
 		cred := s.choose()

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -271,17 +272,63 @@ func TestWithheldAcknowledgementIsResentOnANewConnection(t *testing.T) {
 		r.connected()
 		r.hub.WithholdPuback(1)
 		r.box.text(numbered(0, 5)...)
-		time.Sleep(time.Minute)
+		time.Sleep(5 * time.Second)
 		if got := r.box.acked(); len(got) != 0 {
 			t.Errorf("the queue heard of %v although the oldest is not acknowledged", got)
 		}
-		r.drained()
-		if st := r.s.Status(); st.Resent != 1 && st.Resent != 5 {
-			t.Errorf("%d resent", st.Resent)
+		r.await("queue drained", 10*time.Second, func() bool { return r.box.waiting() == 0 })
+		// What was acknowledged behind the gap is sent again too, and says so.
+		if st := r.s.Status(); st.Resent != 5 || st.Throttled {
+			t.Errorf("%d resent, throttled: %t", st.Resent, st.Throttled)
 		}
 		if got := r.box.acked(); !slices.Equal(got, []uint64{1, 2, 3, 4, 5}) {
 			t.Errorf("acknowledged %v", got)
 		}
+		for i, m := range r.hub.Messages() {
+			if m.Dup != (i >= 5) {
+				t.Errorf("message %d, %s: DUP is %t", i, m.Body, m.Dup)
+			}
+		}
+	})
+}
+
+// TestLostAcknowledgementsCauseNoStorm: a hub that goes on losing some is given more and more time, and one that is slow
+// with all of them in their order is never given up for that.
+func TestLostAcknowledgementsCauseNoStorm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, true, hubtest.Options{})
+		var n atomic.Int64
+		r.hub.Judge(func(hubtest.Message) hubtest.Fate {
+			if n.Add(1)%20 == 0 {
+				return hubtest.KeepOnly
+			}
+			return hubtest.Keep
+		})
+		r.start()
+		feeding := feed(r)
+		time.Sleep(time.Hour)
+		feeding()
+		if n := len(r.hub.Connections()); n < 10 || n > 45 {
+			t.Errorf("%d connections in an hour", n)
+		}
+		r.hub.Judge(nil)
+		r.drained()
+		r.stop()
+	})
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, true, hubtest.Options{})
+		r.hub.DelayPuback(100 * time.Second)
+		r.start()
+		feeding := feed(r)
+		time.Sleep(time.Hour)
+		feeding()
+		if n := len(r.hub.Connections()); n != 1 {
+			t.Errorf("%d connections to a slow hub", n)
+		}
+		r.hub.DelayPuback(0)
+		r.drained()
+		inOrderOnce(t, r)
+		r.stop()
 	})
 }
 

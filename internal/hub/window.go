@@ -19,6 +19,7 @@ type window struct {
 	acked []bool   // beside seqs
 	head  uint64   // ordinal of the oldest outstanding message on this connection
 	n     int      // outstanding, the acknowledged behind a gap included
+	early int      // acknowledged behind a gap
 }
 
 func (w *window) room() int { return w.size - w.n }
@@ -60,12 +61,23 @@ func (w *window) ack(id uint16, done []uint64) (settled []uint64, known bool) {
 		return done, false
 	}
 	w.acked[i] = true
-	for w.n > 0 && w.acked[w.slot(w.head)] {
+	w.early++
+	for w.early > 0 && w.acked[w.slot(w.head)] {
 		done = append(done, w.seqs[w.slot(w.head)])
 		w.head++
 		w.n--
+		w.early--
 	}
 	return done, true
+}
+
+// sent appends what was sent and did not take effect, oldest first: what is outstanding, and what was acknowledged behind a
+// gap.
+func (w *window) sent(dst []uint64) []uint64 {
+	for i := range w.n {
+		dst = append(dst, w.seqs[w.slot(w.head+uint64(i))])
+	}
+	return dst
 }
 
 // outstanding appends what was sent and not acknowledged, oldest first.

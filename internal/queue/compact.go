@@ -31,11 +31,16 @@ func (j *Journal) compact(ctx context.Context) {
 	}
 }
 
-// compactWith makes one pass; submit makes its outcome durable.
+// compactWith makes one pass; submit makes its outcome durable. Where the disk has no room for much, less is moved.
 func (j *Journal) compactWith(submit func(*control) error) {
-	sources := j.sparseSegments()
+	for room := j.o.SegmentBytes / 10 * 9; isFull(j.compactInto(room, submit)) && room > minSegment; room /= 4 {
+	}
+}
+
+func (j *Journal) compactInto(room int64, submit func(*control) error) error {
+	sources := j.sparseSegments(room)
 	if len(sources) == 0 {
-		return
+		return nil
 	}
 	c := &compaction{j: j, from: map[*segment]bool{}, b: newBuilder()}
 	for _, s := range sources {
@@ -45,22 +50,23 @@ func (j *Journal) compactWith(submit func(*control) error) {
 	}
 	if err := c.run(); err != nil {
 		c.discard()
-		return // the next pass tries again; what keeps the disk from being written shows at the appends
+		return err // the next pass tries again; what keeps the disk from being written shows at the appends
 	}
 	if len(c.runs) == 0 {
 		c.discard()
-		return
+		return nil
 	}
 	if err := submit(c.control(sources)); err != nil && !errors.Is(err, context.Canceled) {
 		j.report(Event{Kind: EventTrouble, Reason: "compaction", Err: err})
 	}
+	return nil
 }
 
 // use is what the messages of a segment that wait take on disk, about.
 func (s *segment) use() int64 { return s.liveBytes.Load() + s.live.Load()*(recordOverhead+64) }
 
-// sparseSegments picks what to move, the emptiest first, as much as fits one segment, and only when it pays.
-func (j *Journal) sparseSegments() []*segment {
+// sparseSegments picks what to move, the emptiest first, as much as fits the room, and only when it pays.
+func (j *Journal) sparseSegments(room int64) []*segment {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	limit, gain := int64(sparse), j.o.SegmentBytes
@@ -83,7 +89,7 @@ func (j *Journal) sparseSegments() []*segment {
 		if s.use()*100 > limit*s.slot.size && s.slot.size > j.o.SegmentBytes/4 {
 			continue
 		}
-		if used+s.use() > j.o.SegmentBytes/10*9 {
+		if used+s.use() > room {
 			break
 		}
 		pick = append(pick, s)

@@ -120,8 +120,12 @@ func (osFS) lock(name string) (io.Closer, error) {
 
 func (osFS) capacity(dir string) (total, free int64) {
 	var st unix.Statfs_t
-	if err := unix.Statfs(filepath.Clean(dir), &st); err != nil {
-		return 0, 0
+	dir = filepath.Clean(dir)
+	for unix.Statfs(dir, &st) != nil { // it may be yet to be made
+		if filepath.Dir(dir) == dir {
+			return 0, 0
+		}
+		dir = filepath.Dir(dir)
 	}
 	return int64(st.Blocks) * int64(st.Bsize), int64(st.Bavail) * int64(st.Bsize)
 }

@@ -58,9 +58,9 @@ func newJournal(o Options, fsys filesys) *Journal {
 	}
 	if o.SegmentBytes <= 0 {
 		o.SegmentBytes = defaultSegment
-		if total, _ := fsys.capacity(o.Dir); total > 0 {
-			o.SegmentBytes = min(o.SegmentBytes, max(align(total/8, blockBytes)-blockBytes, minSegment))
-		}
+	}
+	if total, _ := fsys.capacity(o.Dir); total > 0 {
+		o.SegmentBytes = min(o.SegmentBytes, max(align(total/8, blockBytes)-blockBytes, minSegment))
 	}
 	if o.MaxBytes > 0 {
 		o.SegmentBytes = min(o.SegmentBytes, o.MaxBytes/16)

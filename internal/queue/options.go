@@ -10,7 +10,7 @@ type Clock interface {
 // Options of a journal. Only Dir is required.
 type Options struct {
 	Dir          string        // the journal's folder; created with mode 0700, files 0600
-	SegmentBytes int64         // size of one preallocated file; 0 = 16 MiB
+	SegmentBytes int64         // size of one preallocated file, at most an eighth of the disk; 0 = 16 MiB
 	MaxBytes     int64         // bound for the folder including what compaction needs; 0 = none
 	SyncInterval time.Duration // at most one sync per interval; 0 = every group is synced at once
 	PendingBytes int64         // memory for appends not yet synced, Append blocks beyond; 0 = 8 MiB

@@ -193,6 +193,9 @@ func (j *Journal) takeSlot(need int64, data bool) (*slot, error) {
 	poke(j.chore)
 	size := max(j.o.SegmentBytes, align(need, blockBytes))
 	least := max(align(need, blockBytes), min(reserveBytes, j.o.SegmentBytes))
+	if data && !j.hasFree() {
+		least = size // what is left of the disk is for compaction
+	}
 	s, err := j.createSlot(size, least)
 	if isFull(err) && j.giveUpFree(need) {
 		s, err = j.createSlot(size, least)
@@ -213,6 +216,13 @@ func (j *Journal) takeSlot(need int64, data bool) (*slot, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// hasFree says whether there is a free file, or nothing yet that compaction could need one for.
+func (j *Journal) hasFree() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return len(j.free) > 0 || len(j.segments) == 0
 }
 
 // openSlot takes a file for the next segment and opens it. One that was removed meanwhile is forgotten.

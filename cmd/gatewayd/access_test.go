@@ -152,7 +152,7 @@ func TestReloadReadsUsersAndTokensAgain(t *testing.T) {
 	login("first", "first-token-of-all", "false 401")
 	login("second", "second-token-of-all", "true 202")
 	s.write("users", "press-7 third\n")
-	if code, out := s.exitCode("reload", "-c", "config.yaml"); code == exitOK || !strings.Contains(out, "downstream.mqtt[0]: users_file") {
+	if code, out := s.exitCode("reload", "-c", "config.yaml"); code == exitOK || !strings.Contains(out, "downstream.mqtt[0].users_file") {
 		t.Errorf("reload of a broken users file exits with %d: %s", code, out)
 	}
 	login("second", "second-token-of-all", "true 202")

@@ -87,11 +87,24 @@ func (c *checker) certificates(now time.Time) []certificate {
 	for i, cert := range all {
 		path := fmt.Sprintf("identities[%d].certificate", i)
 		for _, p := range cert.Problems {
-			c.problem(path, p)
+			c.problem(path+fileKey(c.cfg.Identities[i].Certificate, p), p)
 		}
 		describe(c.out, cert, path)
 	}
 	return all
+}
+
+// fileKey is the key under a certificate whose file a problem is about: its text then begins with the path. "" for
+// what is about the pair.
+func fileKey(c config.Certificate, problem string) string {
+	for _, f := range []struct{ key, path string }{
+		{".cert", c.Cert}, {".key", c.Key}, {".pkcs12", c.PKCS12}, {".passphrase_file", c.PassphraseFile},
+	} {
+		if f.path != "" && strings.HasPrefix(problem, f.path+" ") {
+			return f.key
+		}
+	}
+	return ""
 }
 
 func (c *checker) verdict() error {

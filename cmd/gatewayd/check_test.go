@@ -120,8 +120,8 @@ func TestCheckNamesEveryFault(t *testing.T) {
 		spoil func(*site)
 		want  []string // parts of the problems, each beside the key path
 	}{
-		{"missing certificate", func(s *site) { os.Remove(s.path("press-7.pem")) }, []string{"identities[0].certificate: ", "press-7.pem"}},
-		{"missing key", func(s *site) { os.Remove(s.path("press-7.key")) }, []string{"identities[0].certificate: ", "press-7.key"}},
+		{"missing certificate", func(s *site) { os.Remove(s.path("press-7.pem")) }, []string{"identities[0].certificate.cert: ", "press-7.pem"}},
+		{"missing key", func(s *site) { os.Remove(s.path("press-7.key")) }, []string{"identities[0].certificate.key: ", "press-7.key"}},
 		{"expired", func(s *site) {
 			s.issue(certtest.Leaf{CN: "press-7", NotBefore: time.Now().Add(-48 * time.Hour), NotAfter: time.Now().Add(-time.Hour)})
 		}, []string{"identities[0].certificate: expired on "}},
@@ -135,8 +135,8 @@ func TestCheckNamesEveryFault(t *testing.T) {
 		{"torn", func(s *site) {
 			pem, _ := os.ReadFile(s.path("press-7.pem"))
 			s.write("press-7.pem", string(pem[:len(pem)/2]))
-		}, []string{"identities[0].certificate: ", "press-7.pem"}},
-		{"garbage", func(s *site) { s.write("press-7.key", "garbage") }, []string{"identities[0].certificate: ", "press-7.key"}},
+		}, []string{"identities[0].certificate.cert: ", "press-7.pem"}},
+		{"garbage", func(s *site) { s.write("press-7.key", "garbage") }, []string{"identities[0].certificate.key: ", "press-7.key"}},
 		{"open key", func(s *site) { os.Chmod(s.path("press-7.key"), 0o644) }, []string{"identities[0].certificate: ", "mode 0644"}},
 		{"wrong passphrase", func(s *site) {
 			pair := s.issue(certtest.Leaf{CN: "press-7"})
@@ -150,7 +150,7 @@ func TestCheckNamesEveryFault(t *testing.T) {
   - connection_string: HostName=contoso.azure-devices.net;DeviceId=press-7;x509=true
     certificate: {pkcs12: press-7.p12, passphrase_file: press-7.pass}
 `)
-		}, []string{"identities[0].certificate: ", "passphrase"}},
+		}, []string{"identities[0].certificate.pkcs12: ", "passphrase"}},
 		{"two identities, one certificate", func(s *site) {
 			for _, ext := range []string{".pem", ".key"} {
 				b, _ := os.ReadFile(s.path("press-7" + ext))
@@ -173,12 +173,12 @@ func TestCheckNamesEveryFault(t *testing.T) {
 			s.write("users", "press:hunter2\n")
 			s.write("tokens", "")
 			s.config("downstream:\n  mqtt: [{users_file: users}]\n  http: [{token_file: tokens}]\n")
-		}, []string{"downstream.mqtt[0]: users_file: ", "line 1", "downstream.http[0]: token_file: "}},
+		}, []string{"downstream.mqtt[0].users_file: ", "line 1", "downstream.http[0].token_file: "}},
 		{"bad listener certificate", func(s *site) {
 			s.write("server.pem", "garbage")
 			s.config("downstream:\n  mqtt:\n    - listen: tls://127.0.0.1:8883\n      tls: {cert: server.pem, key: server.pem}\n")
-		}, []string{"downstream.mqtt[0]: tls.cert: "}},
-		{"line of a certificate", func(s *site) { s.write("press-7.key", "garbage") }, []string{"config.yaml:4: identities[0].certificate: "}},
+		}, []string{"downstream.mqtt[0].tls.cert: "}},
+		{"line of a certificate", func(s *site) { s.write("press-7.key", "garbage") }, []string{"config.yaml:4: identities[0].certificate.key: "}},
 		{"configuration and files", func(s *site) {
 			s.config("hubb: {}\n")
 			os.Remove(s.path("press-7.pem"))
@@ -310,7 +310,7 @@ func TestCheckConnectTriesEachIdentity(t *testing.T) {
 
 	os.Remove(s.path("press-8.key"))
 	out, err = try(head + identity("press-8", h.Addr()))
-	wantUsage(t, err, "identities[0].certificate: ")
+	wantUsage(t, err, "identities[0].certificate.key: ")
 	if !strings.Contains(out, "press-8: not tried") {
 		t.Errorf("got %s", out)
 	}

@@ -32,29 +32,29 @@ type httpListener struct {
 
 func (g *gateway) openMQTT(cfg *config.Config, i int) (*mqttListener, error) {
 	m, err := newMQTTListener(cfg, i, g.tokenTime, g.gate, g.local, g.log.Named("mqtt"))
-	if err == nil {
-		err = m.Listen()
-	}
 	if err != nil {
-		return nil, fmt.Errorf("downstream.mqtt[%d]: %w", i, err)
+		return nil, fmt.Errorf("downstream.mqtt[%d].%w", i, err)
+	}
+	if err := m.Listen(); err != nil {
+		return nil, fmt.Errorf("downstream.mqtt[%d].listen: %w", i, err)
 	}
 	return m, nil
 }
 
 func (g *gateway) openHTTP(i int, c config.HTTP) (*httpListener, error) {
 	h, err := newHTTPListener(c, g.gate, g.log.Named("http"))
-	if err == nil {
-		mountCloud(h.HTTP, g.cloud)
-		err = h.Listen()
-	}
 	if err != nil {
-		return nil, fmt.Errorf("downstream.http[%d]: %w", i, err)
+		return nil, fmt.Errorf("downstream.http[%d].%w", i, err)
+	}
+	mountCloud(h.HTTP, g.cloud)
+	if err := h.Listen(); err != nil {
+		return nil, fmt.Errorf("downstream.http[%d].listen: %w", i, err)
 	}
 	return h, nil
 }
 
 // newMQTTListener reads the files of a listener; it binds nothing. now is what
-// tokens are judged by.
+// tokens are judged by. Errors begin with the key, below that of the listener.
 func newMQTTListener(all *config.Config, i int, now func() time.Time, gate *downstream.Gate, local *downstream.Local, log *zap.Logger) (*mqttListener, error) {
 	c := all.Downstream.MQTT[i]
 	cfg := downstream.MQTTConfig{
@@ -105,7 +105,7 @@ func azureClients(all *config.Config, c config.MQTT) []downstream.AzureClient {
 	return clients
 }
 
-// newHTTPListener reads the files of a listener; it binds nothing.
+// newHTTPListener is the same for HTTP.
 func newHTTPListener(c config.HTTP, gate *downstream.Gate, log *zap.Logger) (*httpListener, error) {
 	listen := c.Listen.String()
 	if rest, ok := strings.CutPrefix(listen, "tls://"); ok {
@@ -148,12 +148,12 @@ func tryListeners(cfg *config.Config, router *downstream.Router) error {
 	local := downstream.NewLocal(localConfig(cfg.Downstream.Local), nil)
 	for i := range cfg.Downstream.MQTT {
 		if _, err := newMQTTListener(cfg, i, nil, gate, local, zap.NewNop()); err != nil {
-			errs = append(errs, fmt.Errorf("downstream.mqtt[%d]: %w", i, err))
+			errs = append(errs, fmt.Errorf("downstream.mqtt[%d].%w", i, err))
 		}
 	}
 	for i, c := range cfg.Downstream.HTTP {
 		if _, err := newHTTPListener(c, gate, zap.NewNop()); err != nil {
-			errs = append(errs, fmt.Errorf("downstream.http[%d]: %w", i, err))
+			errs = append(errs, fmt.Errorf("downstream.http[%d].%w", i, err))
 		}
 	}
 	if cfg.Admin.TokenFile != "" {

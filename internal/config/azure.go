@@ -33,7 +33,7 @@ func (o *object) azureClients(m *MQTT) {
 		switch ca := m.TLS.ClientCA != ""; {
 		case c.broken || !d.ok(at):
 		case client.KeyFile == "" && !ca:
-			d.report(at, "key_file is missing: without tls.client_ca a token is the only way to log in")
+			d.report(c.child("key_file"), "is missing: without tls.client_ca a token is the only way to log in")
 		case len(client.Thumbprints) > 0 && !ca:
 			d.report(at+".thumbprints", "certificates need tls.client_ca of the listener; a self-signed one may stand in it itself")
 		}

@@ -81,7 +81,7 @@ func (d *decoder) aclRule(n *yaml.Node, path string) ACLRule {
 	switch {
 	case o.broken:
 	case !o.has("user"):
-		d.report(path, `user is missing: a name or certificate CN, "*" for all who logged in, "" for anonymous clients too`)
+		d.report(o.child("user"), `is missing: a name or certificate CN, "*" for all who logged in, "" for anonymous clients too`)
 	case len(r.Publish)+len(r.Subscribe) == 0 && d.ok(path):
 		d.report(path, "allows nothing: publish and subscribe are empty")
 	}
@@ -179,12 +179,12 @@ func (d *decoder) route(n *yaml.Node, path string) Route {
 	switch {
 	case !d.ok(o.child("match")):
 	case r.Match == "":
-		d.report(o.path, "match is missing")
+		d.report(o.child("match"), "is missing")
 	case !validFilter(r.Match):
 		d.report(o.child("match"), "%s is not a topic filter (+ for one level, # for the rest at the end)", quote(r.Match))
 	}
 	if r.To == "" && d.ok(o.child("to")) {
-		d.report(o.path, "to is missing")
+		d.report(o.child("to"), "is missing")
 	}
 	for _, key := range []string{"content_type", "content_encoding", "output"} {
 		if v := o.values[key]; v != nil && !printable(v.Value) {

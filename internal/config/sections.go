@@ -194,12 +194,17 @@ func (o *object) names(id *Identity) {
 			d.report(o.child(host), "GatewayHostName: %s", m)
 		}
 	case id.HostName == "" || id.DeviceID == "":
-		d.report(o.path, "connection_string is missing (or host_name and device_id)")
+		d.report(o.child("connection_string"), "is missing (or host_name and device_id)")
 		return
 	}
-	o.wrong(host, checkHost(id.HostName))
-	o.wrong(device, checkID(id.DeviceID))
-	o.wrong(module, checkID(id.ModuleID))
+	for _, part := range []struct{ key, in, reason string }{
+		{host, "HostName: ", checkHost(id.HostName)}, {device, "DeviceId: ", checkID(id.DeviceID)}, {module, "ModuleId: ", checkID(id.ModuleID)},
+	} {
+		if part.reason != "" && whole != "" {
+			part.reason = part.in + part.reason
+		}
+		o.wrong(part.key, part.reason)
+	}
 	o.name(id)
 }
 
@@ -233,9 +238,9 @@ func (d *decoder) onePair(path string, c Certificate) {
 	case c.Cert == "" && c.Key == "":
 		d.report(path, "is missing: cert and key, or pkcs12")
 	case c.Cert == "":
-		d.report(path, "cert is missing beside key")
+		d.report(path+".cert", "is missing beside key")
 	case c.Key == "":
-		d.report(path, "key is missing beside cert (name the same file if it holds both)")
+		d.report(path+".key", "is missing beside cert (name the same file if it holds both)")
 	}
 }
 

@@ -113,7 +113,7 @@ func (d *decoder) exec(n *yaml.Node, path string) Exec {
 		return e
 	}
 	if e.Name == "" && d.ok(o.child("name")) {
-		d.report(o.path, "name is missing: status and logs call the program by it")
+		d.report(o.child("name"), "is missing: status and logs call the program by it")
 	}
 	if len(e.Command) == 0 {
 		d.report(o.child("command"), "is missing or empty: [program, argument, ...]; no shell is involved")

@@ -240,6 +240,6 @@ func (c *conn) publishWill(w *packet.Will) {
 	}
 	if err != nil {
 		c.counters.refused(w.Topic, err)
-		c.note("will refused", zap.Error(err))
+		c.note("will refused", zap.String("topic", clip(w.Topic)), zap.Error(err))
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -137,11 +138,21 @@ func TestCommandsComeDownToTheProcess(t *testing.T) {
 	p.kill()
 	p = s.run()
 	online()
+	var described struct {
+		Paths map[string]map[string]struct{ Responses map[string]any }
+	}
+	_, openAPI := s.ask("GET", "/openapi.json", "")
+	check(t, json.Unmarshal([]byte(openAPI), &described))
+	template := strings.NewReplacer("/press-7/1", "/{identity}/{sequence}", "/press-7", "/{identity}", "/press-8", "/{identity}")
 	for _, tc := range []struct {
 		method, path, body string
 		status             int
 		want               string
 	}{
+		{"GET", "/v1/c2d/press-8", "", 404, "no such identity"},
+		{"GET", "/v1/c2d/press-7?wait=x", "", 400, "duration"},
+		{"PATCH", "/v1/twin/press-7", `{"desired":{}}`, 400, "reported"},
+		{"PATCH", "/v1/twin/press-7", `{"reported":{"a":"` + strings.Repeat("x", 40<<10) + `"}}`, 413, "allows"},
 		{"GET", "/v1/c2d/press-7", "", 200, `"body":{"go":1}`},
 		{"DELETE", "/v1/c2d/press-7/1", "", 204, ""},
 		{"GET", "/v1/c2d/press-7?wait=0s", "", 204, ""},
@@ -150,6 +161,10 @@ func TestCommandsComeDownToTheProcess(t *testing.T) {
 	} {
 		if status, body := s.ask(tc.method, tc.path, tc.body); status != tc.status || !strings.Contains(body, tc.want) {
 			t.Errorf("%s %s: %d %s", tc.method, tc.path, status, body)
+		}
+		path, _, _ := strings.Cut(template.Replace(tc.path), "?")
+		if described.Paths[path][strings.ToLower(tc.method)].Responses[strconv.Itoa(tc.status)] == nil {
+			t.Errorf("/openapi.json has no %s %s with %d", tc.method, path, tc.status)
 		}
 	}
 	reported := func(want string) {

@@ -1,6 +1,7 @@
 package certstore
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -37,13 +38,23 @@ func expirySteps(life time.Duration) []expiryStep {
 	return append(steps, expiryStep{"expired", 0, zapcore.ErrorLevel})
 }
 
-// expiryOf returns the stage that c is in and its step; stage 0 has none.
+// expiryText is for a certificate that nobody has renewed in time.
+func expiryText(notAfter, now time.Time) string {
+	left := notAfter.Sub(now)
+	if left <= 0 {
+		return "the certificate in use expired on " + stamp(notAfter) + "; renew it"
+	}
+	return fmt.Sprintf("the certificate in use expires on %s (%.1f days left); renew it", stamp(notAfter), left.Hours()/24)
+}
+
+// expiryOf returns the stage that c is in and its step; stage 0 has none. Its level never falls again.
 func expiryOf(c *Credential, now time.Time) (expiryStage, expiryStep) {
 	left := c.about.notAfter.Sub(now)
 	var stage expiryStage
 	var at expiryStep
 	for i, step := range expirySteps(c.about.notAfter.Sub(c.about.notBefore)) {
 		if left <= step.left {
+			step.level = max(step.level, at.level) // 7d may come after 1/20
 			stage, at = expiryStage(i+1), step
 		}
 	}

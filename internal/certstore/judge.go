@@ -303,6 +303,9 @@ func (s *Store) Status() Status {
 		st.Current = &sum
 		if stage, step := expiryOf(s.current, now); stage > 0 {
 			st.Expiry = step.name
+			if trusted && step.level >= zapcore.ErrorLevel {
+				st.Problems = append(st.Problems, expiryText(s.current.about.notAfter, now))
+			}
 		}
 		if trusted && now.Before(s.current.about.notBefore) {
 			st.Problems = append(st.Problems, "the current certificate is not valid before "+stamp(s.current.about.notBefore))

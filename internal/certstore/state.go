@@ -236,7 +236,8 @@ func (s *Store) commitLocked(c *Credential, gap time.Duration) {
 	}
 	old := s.current
 	s.spendLocked()
-	for _, sl := range s.holding(c) {
+	held := s.holding(c)
+	for _, sl := range held {
 		if sl == &s.staged {
 			s.promote = c.fingerprint
 			if old != nil {
@@ -250,6 +251,9 @@ func (s *Store) commitLocked(c *Credential, gap time.Duration) {
 	}
 	s.current, s.proved, s.fromLastGood = c, true, false
 	s.replaced = old
+	if len(held) == 0 {
+		s.takeBackLocked(old)
+	}
 	s.counters.committed++
 	s.lastRotation, s.gap = time.Now().Round(0), gap
 	s.backwards = old != nil && c.about.notBefore.Before(old.about.notBefore)
@@ -275,7 +279,7 @@ func (s *Store) provedLocked(c *Credential) {
 }
 
 // takeBackLocked makes c a candidate again when it was current before the present one
-// and is what the files hold still.
+// and is what the files hold: still, or because they went back to it during the trial.
 func (s *Store) takeBackLocked(c *Credential) {
 	if c == nil || s.replaced == nil || c.fingerprint != s.replaced.fingerprint || s.files.cred != nil || s.files.state != None {
 		return
@@ -283,8 +287,7 @@ func (s *Store) takeBackLocked(c *Credential) {
 	if s.takenBack != c.fingerprint {
 		s.takenBack, s.takenBackTimes = c.fingerprint, 0
 	}
-	s.files = slot{cred: c, content: s.files.content, misses: s.takenBackTimes}
-	s.takenBackTimes++
+	s.files = slot{cred: c, state: Staged, content: s.files.content, misses: s.takenBackTimes}
 	s.replaced, s.superseded = nil, ""
 }
 
@@ -309,6 +312,9 @@ func (s *Store) missLocked(c *Credential, reason string) {
 		if sl.misses >= rejectedAfter {
 			sl.state = Rejected
 		}
+	}
+	if s.takenBack == c.fingerprint {
+		s.takenBackTimes = misses
 	}
 	s.offered = ""
 	fields := append(credFields(c), zap.String("reason", reason), zap.String("hint", hint), zap.Int("attempt", misses))

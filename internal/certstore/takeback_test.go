@@ -2,6 +2,7 @@ package certstore
 
 import (
 	"encoding/json"
+	"os"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -46,6 +47,39 @@ func TestCommittedCertificateCanBeTakenBack(t *testing.T) {
 		r.store.Miss(bad, "late")
 		r.wantCandidate(nil)
 		r.wantCurrent(newer)
+	})
+}
+
+// Whoever puts the old files back while the new ones are tried wants the old ones.
+func TestFilesThatGoBackDuringATrialAreTheNextCandidate(t *testing.T) {
+	virtual(t, func(t *testing.T, r *rig) {
+		r.o.TrialSpacing = -1
+		old := r.put(certtest.Leaf{})
+		r.run()
+		r.store.Commit(old, 0)
+		read := func(path string) []byte {
+			b, err := os.ReadFile(path)
+			must(t, err)
+			return b
+		}
+		cert, key := read(r.o.Source.Cert), read(r.o.Source.Key)
+		next := r.put(certtest.Leaf{})
+		time.Sleep(settled)
+		synctest.Wait()
+		r.wantCandidate(next)
+		must(t, os.WriteFile(r.o.Source.Cert, cert, 0o600))
+		must(t, os.WriteFile(r.o.Source.Key, key, 0o600))
+		time.Sleep(settled)
+		synctest.Wait()
+		r.wantCandidate(nil)
+		r.store.Commit(next, 0)
+		r.wantCurrent(next)
+		r.wantCandidate(old)
+		r.store.Commit(old, 0)
+		r.wantCandidate(nil)
+		if st := r.store.Status(); st.CandidateState != None || st.Misses != 0 {
+			t.Errorf("status %+v", st)
+		}
 	})
 }
 

@@ -74,8 +74,18 @@ func TestExpiryIsToldInTime(t *testing.T) {
 				c := r.put(certtest.Leaf{NotBefore: time.Now(), NotAfter: time.Now().Add(tt.life)})
 				s := r.open()
 				s.Commit(c, 0)
+				late := "" // what was told last before it counts as a problem
 				for end := time.Now().Add(tt.life + time.Hour); time.Now().Before(end); time.Sleep(min(tt.life/200, 30*time.Minute)) {
 					s.tick(time.Now())
+					switch st := s.Status(); {
+					case len(st.Problems) == 0 && late != "":
+						t.Fatalf("no problem any more at %q", st.Expiry)
+					case len(st.Problems) > 0 && late == "":
+						late = st.Expiry
+					}
+				}
+				if late != "1/20" {
+					t.Errorf("a problem from %q on", late)
 				}
 				var got []string
 				for _, e := range r.logs.All() {

@@ -211,6 +211,9 @@ func (d *doctor) session(ctx context.Context, p *patient) bool {
 	case !s.Connected:
 		return p.fault(stepSession, fmt.Sprintf("not connected yet: %s since %s", s.State, s.Since.Format(time.RFC3339)),
 			"Run this command again in a minute.")
+	case len(s.Refused) > 0:
+		text, hint := s.flowFault(p.cfg)
+		return p.fault(stepSession, text, sentence(hint))
 	case s.Unacked != nil, s.Throttled:
 		text, hint := s.flowFault(p.cfg)
 		return p.fault(stepThrottle, text, sentence(hint))

@@ -69,13 +69,16 @@ type identityReport struct {
 	Connected  bool         `json:"connected"`
 	State      string       `json:"state"`
 	Since      time.Time    `json:"since"`
+	Step       hub.Step     `json:"step,omitempty"`  // that is waited for while it connects
 	FirstFault string       `json:"first_fault"`     // what is wrong, "" when nothing is
 	Hint       string       `json:"hint"`            // what to do about it
 	Fault      *faultReport `json:"fault,omitempty"` // of the session
-	Remote     string       `json:"remote"`
-	Transport  string       `json:"transport"`        // in use: mqtt or mqtt-ws; "" when not connected
-	Detour     string       `json:"detour,omitempty"` // with transport: auto, why it is mqtt-ws
-	KeepAlive  float64      `json:"keepalive_seconds"`
+	// Refused are subscriptions that the hub refused on this connection.
+	Refused   []string `json:"refused_subscriptions,omitempty"`
+	Remote    string   `json:"remote"`
+	Transport string   `json:"transport"`        // in use: mqtt or mqtt-ws; "" when not connected
+	Detour    string   `json:"detour,omitempty"` // with transport: auto, why it is mqtt-ws
+	KeepAlive float64  `json:"keepalive_seconds"`
 	// KeepAliveLimit is at which keep-alive a silent link died; only with keepalive: auto.
 	KeepAliveLimit float64           `json:"keepalive_limit_seconds,omitempty"`
 	NextTry        *time.Time        `json:"next_try,omitempty"`
@@ -225,7 +228,7 @@ func (id *identity) report() identityReport {
 	s, q, c := id.session.Status(), id.queue.Stats(), id.store.Status()
 	r := identityReport{
 		Name: id.cfg.Name, HubID: id.cfg.HubID(), Host: id.cfg.HostName, Connected: s.State == hub.StateConnected, State: s.State,
-		Since: s.Since.UTC(), Remote: s.Remote, Transport: string(s.Transport),
+		Since: s.Since.UTC(), Step: s.Step, Refused: s.Refused, Remote: s.Remote, Transport: string(s.Transport),
 		KeepAlive: s.KeepAlive.Seconds(), KeepAliveLimit: s.KeepAliveLimit.Seconds(), NextTry: timeOrNil(s.NextTry), Progress: timeOrNil(s.Progress), InFlight: s.InFlight, Window: s.Window, Throttled: s.Throttled,
 		Delivered: s.Delivered, Resent: s.Resent, Connects: s.Connects, Rotations: s.Rotations, Trial: s.Trial, Certificate: c, Wire: id.wire.report(),
 		Queue: queueReport{Messages: q.Messages, Bytes: q.Bytes, OldestSeconds: q.OldestAge.Seconds(), Appended: q.Appended,
@@ -277,9 +280,14 @@ func firstIdentityFault(s hub.Status, c certstore.Status, trust []string) (fault
 // known: it takes long, or readings do not get on.
 func (r *identityReport) flowFault(cfg *config.Identity) (fault, hint string) {
 	switch {
+	case !r.Connected && time.Since(r.Since) > quietLimit && r.Step != "":
+		return fmt.Sprintf("not connected yet: %s for %s, waits for an answer at step %s", r.State, time.Since(r.Since).Round(time.Second), r.Step),
+			"the other end is silent, or something on the way swallows what is sent: a firewall, a proxy, a link that is down"
 	case !r.Connected && time.Since(r.Since) > quietLimit:
 		return fmt.Sprintf("not connected yet: %s for %s", r.State, time.Since(r.Since).Round(time.Second)),
-			"an answer is waited for, or with many identities the turn (hub.connect_rate); gatewayd doctor tells the step"
+			"with many identities it may wait for its turn (hub.connect_rate)"
+	case len(r.Refused) > 0:
+		return "connected, and the hub refuses the subscription " + r.Refused[0], "what comes from the cloud that way does not arrive; commands of the identity switches it off"
 	case r.Unacked != nil:
 		return fmt.Sprintf("connected, and none of %d messages in flight was acknowledged for %s", r.InFlight, time.Since(*r.Unacked).Round(time.Second)),
 			"the hub throttles, or the daily message quota is used up (it resets at 00:00 UTC): look at the hub's metrics, and at hub.send_rate"

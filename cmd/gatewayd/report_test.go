@@ -101,7 +101,17 @@ func TestStatusTellsOfAConnectThatTakesLong(t *testing.T) {
 	s.run()
 	eventually(t, 25*time.Second, "that it takes long", func() bool {
 		id, ok := s.identityStatus("press-7")
-		return ok && strings.HasPrefix(id.FirstFault, "not connected yet: connecting for 1") && id.Fault == nil
+		return ok && strings.HasPrefix(id.FirstFault, "not connected yet: connecting for 1") && strings.HasSuffix(id.FirstFault, "at step tls") && id.Fault == nil
+	})
+}
+
+func TestStatusTellsOfARefusedSubscription(t *testing.T) {
+	t.Parallel()
+	s := newPlant(t, hubtest.Options{MaxFilters: 3}, "press-7")
+	s.run()
+	eventually(t, 15*time.Second, "the filter that the hub refuses", func() bool {
+		id, ok := s.identityStatus("press-7")
+		return ok && id.Connected && strings.HasSuffix(id.FirstFault, "the hub refuses the subscription $iothub/twin/PATCH/properties/desired/#")
 	})
 }
 

@@ -100,7 +100,8 @@ type conn struct {
 	subID    uint16
 	unsubID  uint16
 	filters  []packet.Subscription
-	pingSent int64 // when the ping that is unanswered was queued; 0: none
+	refused  []string // filters that the hub refused
+	pingSent int64    // when the ping that is unanswered was queued; 0: none
 	timer    *time.Timer
 }
 

@@ -28,6 +28,17 @@ type dialer struct {
 	cfg  *Config
 	ways ways
 	last atomic.Pointer[lastGood]
+	step atomic.Pointer[Step] // that is waited for
+}
+
+// waits notes for which step it waits, and at tells.
+func (d *dialer) waits(s Step) { d.step.Store(&s) }
+
+func (d *dialer) at() Step {
+	if s := d.step.Load(); s != nil {
+		return *s
+	}
+	return ""
 }
 
 // lastGood is the address that led to the hub last, for when names do not resolve.
@@ -54,6 +65,7 @@ func (d *dialer) walk(ctx context.Context, cred *certstore.Credential, t Transpo
 			return nil, f.towards(proxy)
 		}
 	}
+	d.waits(StepTCP)
 	raw, err := d.tcp(ctx, next)
 	if err != nil {
 		f := classify(err, StepTCP, false)
@@ -83,12 +95,14 @@ func (d *dialer) finish(ctx context.Context, tr *transport, cred *certstore.Cred
 	under := tr.raw
 	if proxy != nil {
 		var f *Fault
+		d.waits(StepProxy)
 		if under, f = d.through(ctx, tr.raw, proxy, target); f != nil {
 			return f
 		}
 		say(StepProxy, "connects to "+target)
 		tr.remote = target + " through " + tr.remote
 	}
+	d.waits(StepTLS)
 	nc := tls.Client(under, d.tlsConfig(tr, cred))
 	if err := nc.HandshakeContext(ctx); err != nil {
 		f := classify(err, StepTLS, tr.presented.Load())
@@ -101,6 +115,7 @@ func (d *dialer) finish(ctx context.Context, tr *transport, cred *certstore.Cred
 	if tr.over != OverWebSocket {
 		return nil
 	}
+	d.waits(StepWebSocket)
 	ws, f := upgrade(ctx, nc, tr, d.cfg)
 	if f != nil {
 		return f

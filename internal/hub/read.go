@@ -187,9 +187,21 @@ func (c *conn) suback(f packet.Frame) error {
 			refused = append(refused, filters[i].Filter)
 		}
 	}
+	if len(refused) > 0 {
+		c.mu.Lock()
+		c.refused = refused
+		c.mu.Unlock()
+	}
 	c.set.commands.Connected(c, refused)
 	c.answered()
 	return nil
+}
+
+// refusals are the filters that the hub refused; not to be changed.
+func (c *conn) refusals() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.refused
 }
 
 func (c *conn) unsuback(f packet.Frame) error {

@@ -161,6 +161,7 @@ func (s *Session) attempt(ctx context.Context, cred *certstore.Credential) *endi
 // open makes one connection: its turn, TCP, TLS, CONNECT accepted.
 func (s *Session) open(ctx context.Context, cred *certstore.Credential) (*conn, *Fault) {
 	if s.told == "" {
+		s.dial.waits("")
 		s.board.state(StateConnecting)
 	}
 	if err := s.pacer.connect(ctx); err != nil {
@@ -170,6 +171,7 @@ func (s *Session) open(ctx context.Context, cred *certstore.Credential) (*conn, 
 	if fault != nil {
 		return nil, fault
 	}
+	s.dial.waits(StepConnect)
 	c := s.connect(cred, tr)
 	if err := c.await(ctx, s.cfg.Timing.Connack); err != nil {
 		c.kill(err)

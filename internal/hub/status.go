@@ -50,11 +50,14 @@ type Status struct {
 	KeepAliveLimit time.Duration
 	Fault          *Fault    // the first thing that is wrong; nil when nothing is
 	Attempt        int       // attempts without progress
+	Step           Step      // which one StateConnecting waits for; "" while it waits for its turn
 	NextTry        time.Time // zero when not waiting
 	Progress       time.Time // of the latest acknowledged message; zero: none since the start
 
 	Trial      string // what the cut-over to a candidate is doing; "" when there is none
 	TrialFault *Fault // why the latest trial failed; nil after a success
+
+	Refused []string // subscriptions that the hub refused on this connection; not to be changed
 
 	InFlight    int
 	Unacked     time.Time // since when the oldest message in flight is the oldest; zero: none is
@@ -129,7 +132,11 @@ func (s *Session) Status() Status {
 	if s.keep != nil {
 		st.KeepAlive, st.KeepAliveLimit = s.keep.state()
 	}
+	if st.State == StateConnecting {
+		st.Step = s.dial.at()
+	}
 	if c := s.shown; c != nil {
+		st.Refused = c.refusals()
 		st.InFlight = c.inFlight()
 		if since, waiting := c.stalledSince(); waiting {
 			st.Unacked = since

@@ -29,10 +29,6 @@ var notOfUse = map[string]string{
 	"BrokerTLS.CA":               "converted as a whole",
 	"BrokerTLS.Cert":             "converted as a whole",
 	"BrokerTLS.Key":              "converted as a whole",
-	"Certificate.Cert":           "converted as a whole",
-	"Certificate.Key":            "converted as a whole",
-	"Certificate.PKCS12":         "converted as a whole",
-	"Certificate.PassphraseFile": "converted as a whole",
 }
 
 // A key that the file may hold and nobody looks at is a lie to whoever wrote it.

@@ -15,20 +15,20 @@ import (
 
 // notOfUse are fields that the wiring need not look at, with the reason.
 var notOfUse = map[string]string{
-	"Desired.Allow":              "config itself refuses what is not in it",
-	"Address.TLS":                "Address.String has it",
-	"Address.WebSocket":          "Address.String has it",
-	"Problem.File":               "Problem.String has it",
-	"Problem.Line":               "Problem.String has it",
-	"ACLRule.User":               "converted as a whole",
-	"ACLRule.Publish":            "converted as a whole",
-	"ACLRule.Subscribe":          "converted as a whole",
-	"ListenTLS.Cert":             "converted as a whole",
-	"ListenTLS.Key":              "converted as a whole",
-	"ListenTLS.ClientCA":         "converted as a whole",
-	"BrokerTLS.CA":               "converted as a whole",
-	"BrokerTLS.Cert":             "converted as a whole",
-	"BrokerTLS.Key":              "converted as a whole",
+	"Desired.Allow":      "config itself refuses what is not in it",
+	"Address.TLS":        "Address.String has it",
+	"Address.WebSocket":  "Address.String has it",
+	"Problem.File":       "Problem.String has it",
+	"Problem.Line":       "Problem.String has it",
+	"ACLRule.User":       "converted as a whole",
+	"ACLRule.Publish":    "converted as a whole",
+	"ACLRule.Subscribe":  "converted as a whole",
+	"ListenTLS.Cert":     "converted as a whole",
+	"ListenTLS.Key":      "converted as a whole",
+	"ListenTLS.ClientCA": "converted as a whole",
+	"BrokerTLS.CA":       "converted as a whole",
+	"BrokerTLS.Cert":     "converted as a whole",
+	"BrokerTLS.Key":      "converted as a whole",
 }
 
 // A key that the file may hold and nobody looks at is a lie to whoever wrote it.

@@ -18,6 +18,11 @@ import (
 // Under systemd the journal stamps each line itself, but the JSON keeps its own
 // time: it is what survives when lines are shipped elsewhere.
 func newLogger(w io.Writer, level zap.AtomicLevel, format string) *zap.Logger {
+	return newLoggerTo(w, w, level, format)
+}
+
+// newLoggerTo hands the lines that are made for w to out.
+func newLoggerTo(w, out io.Writer, level zap.AtomicLevel, format string) *zap.Logger {
 	enc := zapcore.EncoderConfig{
 		TimeKey: "time", LevelKey: "level", NameKey: "part", MessageKey: "msg",
 		EncodeTime:     zapcore.RFC3339TimeEncoder,
@@ -39,7 +44,7 @@ func newLogger(w io.Writer, level zap.AtomicLevel, format string) *zap.Logger {
 	}
 	// A log that cannot be written must not disturb the data path; zap drops the
 	// line when the write fails.
-	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(w)), level),
+	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(out)), level),
 		zap.ErrorOutput(zapcore.AddSync(io.Discard)))
 }
 

@@ -71,7 +71,14 @@ func runGateway(ctx context.Context, cfg *config.Config) error {
 	}
 	dieBySignal()
 	atomic := zap.NewAtomicLevelAt(level)
-	log := newLogger(os.Stderr, atomic, cfg.Log.Format)
+	var log *zap.Logger
+	out := newLogOut(func(n uint64) { log.Warn("log lines were dropped, nobody read them", zap.Uint64("lines", n)) })
+	log = newLoggerTo(os.Stderr, out, atomic, cfg.Log.Format)
+	// A reader of the log that has gone would end the process with a signal otherwise.
+	gone := make(chan os.Signal, 1)
+	signal.Notify(gone, syscall.SIGPIPE)
+	go out.run(os.Stderr)
+	defer out.close()
 	if bound := boundMemory("/"); bound > 0 {
 		log.Info("memory is bounded by the control group", zap.Int64("bytes", bound))
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -75,9 +76,11 @@ type checker struct {
 	file     string // as the user wrote it
 	out      io.Writer
 	problems []error
+	named    []string // their paths
 }
 
 func (c *checker) problem(path, reason string) {
+	c.named = append(c.named, path)
 	c.problems = append(c.problems, errors.New(located(c.file, path, reason).String()))
 }
 
@@ -109,9 +112,11 @@ func fileKey(c config.Certificate, problem string) string {
 
 func (c *checker) verdict() error {
 	for _, w := range c.cfg.Warnings {
-		// What is missing of a certificate was said by reading it.
-		if !ofCertificate(w) {
+		switch {
+		case !ofCertificate(w):
 			fmt.Fprintf(c.out, "warning: %s\n", w)
+		case !slices.Contains(c.named, w.Path): // reading a certificate ends at the first file that is missing
+			c.problems = append(c.problems, errors.New(w.String()))
 		}
 	}
 	if err := errors.Join(c.problems...); err != nil {

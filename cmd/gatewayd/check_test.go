@@ -121,6 +121,7 @@ func TestCheckNamesEveryFault(t *testing.T) {
 		want  []string // parts of the problems, each beside the key path
 	}{
 		{"missing certificate", func(s *site) { os.Remove(s.path("press-7.pem")) }, []string{"identities[0].certificate.cert: ", "press-7.pem"}},
+		{"missing both", func(s *site) { os.Remove(s.path("press-7.pem")); os.Remove(s.path("press-7.key")) }, []string{"identities[0].certificate.cert: ", "identities[0].certificate.key: "}},
 		{"missing key", func(s *site) { os.Remove(s.path("press-7.key")) }, []string{"identities[0].certificate.key: ", "press-7.key"}},
 		{"expired", func(s *site) {
 			s.issue(certtest.Leaf{CN: "press-7", NotBefore: time.Now().Add(-48 * time.Hour), NotAfter: time.Now().Add(-time.Hour)})

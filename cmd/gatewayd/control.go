@@ -31,6 +31,7 @@ const maxControl = 1 << 20
 type controlRequest struct {
 	Identity string   `json:"identity,omitempty"`
 	Seqs     []uint64 `json:"seqs,omitempty"`
+	Aside    bool     `json:"aside,omitempty"` // drop only what was set aside: Seqs, or all
 }
 
 // controlAnswer is the body of every answer.
@@ -95,10 +96,10 @@ func (g *gateway) controlRequeue(_ context.Context, r controlRequest) (string, e
 // controlDrop refuses for an identity that is in use: its session would go on
 // with a queue that is gone.
 func (g *gateway) controlDrop(_ context.Context, r controlRequest) (string, error) {
-	if g.configured(r.Identity) {
-		return "", fmt.Errorf("%q is configured; take it out of the configuration and reload first", r.Identity)
+	if !r.Aside && g.configured(r.Identity) {
+		return "", fmt.Errorf("%q is configured; take it out of the configuration and reload first; --aside drops what was set aside", r.Identity)
 	}
-	return dropQueue(g.journal, r.Identity)
+	return dropQueue(g.journal, r)
 }
 
 // controlStatus is the report for those who may not, or need not, use the admin
@@ -108,8 +109,13 @@ func (g *gateway) controlStatus(context.Context, controlRequest) (string, error)
 	return string(text), err
 }
 
-// dropQueue forgets what waits in both directions.
-func dropQueue(j *queue.Journal, name string) (string, error) {
+// dropQueue forgets what waits in both directions, or what was set aside.
+func dropQueue(j *queue.Journal, r controlRequest) (string, error) {
+	name := r.Identity
+	if r.Aside {
+		n, err := j.DropAside(name, r.Seqs...)
+		return fmt.Sprintf("%d messages dropped", n), err
+	}
 	// What was written down of packs goes first: their members' numbers begin anew.
 	if err := j.Drop(name + packSuffix); err != nil && !errors.Is(err, queue.ErrNotFound) {
 		return "", err

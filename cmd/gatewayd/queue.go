@@ -185,13 +185,9 @@ func newRequeueCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			req := controlRequest{Identity: args[0]}
-			for _, text := range args[1:] {
-				seq, err := strconv.ParseUint(text, 10, 64)
-				if err != nil {
-					return &exitError{exitUsage, fmt.Errorf("%q is not a sequence number", text)}
-				}
-				req.Seqs = append(req.Seqs, seq)
+			req, err := asideRequest(args)
+			if err != nil {
+				return err
 			}
 			text, err := changeQueue(cmd.Context(), cfg, "requeue", req, func(j *queue.Journal) (string, error) {
 				n, err := j.Requeue(req.Identity, req.Seqs...)
@@ -207,13 +203,29 @@ func newRequeueCommand() *cobra.Command {
 	return cmd
 }
 
+// asideRequest is about messages that were set aside: IDENTITY [SEQ...].
+func asideRequest(args []string) (controlRequest, error) {
+	req := controlRequest{Identity: args[0]}
+	for _, text := range args[1:] {
+		seq, err := strconv.ParseUint(text, 10, 64)
+		if err != nil {
+			return req, &exitError{exitUsage, fmt.Errorf("%q is not a sequence number", text)}
+		}
+		req.Seqs = append(req.Seqs, seq)
+	}
+	return req, nil
+}
+
 func newDropCommand() *cobra.Command {
 	var file string
-	var yes bool
+	var yes, aside bool
 	cmd := &cobra.Command{
-		Use:   "drop IDENTITY --yes",
-		Short: "Forget the queue of an identity that is no longer configured, with everything in it",
-		Args:  usageArgs(cobra.ExactArgs(1)),
+		Use:   "drop IDENTITY [SEQ...] --yes",
+		Short: "Forget the queue of an identity that is no longer configured, or messages that were set aside",
+		Long: `Forget the queue of an identity that is no longer configured, with everything in
+it. With SEQ or --aside only messages that were set aside are forgotten: those
+named, or all. Their identity may be configured and connected.`,
+		Args: usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg, err := peekConfig(file)
 			if err != nil {
@@ -222,8 +234,13 @@ func newDropCommand() *cobra.Command {
 			if !yes {
 				return &exitError{exitUsage, errors.New("--yes is required: undelivered messages are lost; gatewayd queue export saves them")}
 			}
-			text, err := changeQueue(cmd.Context(), cfg, "drop", controlRequest{Identity: args[0]}, func(j *queue.Journal) (string, error) {
-				return dropQueue(j, args[0])
+			req, err := asideRequest(args)
+			if err != nil {
+				return err
+			}
+			req.Aside = aside || len(req.Seqs) > 0
+			text, err := changeQueue(cmd.Context(), cfg, "drop", req, func(j *queue.Journal) (string, error) {
+				return dropQueue(j, req)
 			})
 			if err == nil {
 				fmt.Fprintln(cmd.OutOrStdout(), text)
@@ -232,7 +249,8 @@ func newDropCommand() *cobra.Command {
 		},
 	}
 	addConfigFlag(cmd, &file)
-	cmd.Flags().BoolVar(&yes, "yes", false, "really drop what waits")
+	cmd.Flags().BoolVar(&yes, "yes", false, "really drop it")
+	cmd.Flags().BoolVar(&aside, "aside", false, "only what was set aside")
 	return cmd
 }
 

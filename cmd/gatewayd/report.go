@@ -307,7 +307,7 @@ func (q *queueReport) fault(cfg *config.Identity) (fault, hint string) {
 	switch {
 	case q.Aside > 0:
 		return fmt.Sprintf("%d messages were set aside: the hub does not take them, or a program of a route failed", q.Aside),
-			fmt.Sprintf("see why with gatewayd queue inspect %s; queue requeue puts them back, queue export saves them", cfg.Name)
+			fmt.Sprintf("see why with gatewayd queue inspect %s; queue requeue puts them back, queue export saves them, queue drop --aside forgets them", cfg.Name)
 	case limit > 0 && q.Bytes >= limit/100*fullPercent:
 		hint = "new readings are refused"
 		if cfg.Queue.WhenFull == config.WhenFullDropOldest {

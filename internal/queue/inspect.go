@@ -271,6 +271,19 @@ func Offline(ctx context.Context, o Options, change func(*Journal) error) error 
 
 // Requeue puts messages that were set aside back into the queue of an identity: those of seqs, or all when there are none. It returns how many.
 func (j *Journal) Requeue(identity string, seqs ...uint64) (int, error) {
+	return j.eachAside(identity, seqs, (*Queue).Requeue)
+}
+
+// DropAside forgets messages that were set aside: those of seqs, or all when there are none. It returns how many. They count as dropped (removed);
+// a crash right after may bring them back.
+func (j *Journal) DropAside(identity string, seqs ...uint64) (int, error) {
+	if j.o.ReadOnly {
+		return 0, ErrReadOnly
+	}
+	return j.eachAside(identity, seqs, (*Queue).dropAside)
+}
+
+func (j *Journal) eachAside(identity string, seqs []uint64, do func(*Queue, uint64) error) (int, error) {
 	j.mu.Lock()
 	q := j.queues[identity]
 	j.mu.Unlock()
@@ -287,7 +300,7 @@ func (j *Journal) Requeue(identity string, seqs ...uint64) (int, error) {
 		}
 	}
 	for n, s := range seqs {
-		if err := q.Requeue(s); err != nil {
+		if err := do(q, s); err != nil {
 			return n, err
 		}
 	}

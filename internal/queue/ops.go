@@ -243,22 +243,37 @@ func (q *Queue) Aside() ([]AsideMessage, error) {
 
 // Requeue puts a message that was set aside back at the end of its priority, with its old id. It is durable on return.
 func (q *Queue) Requeue(seq uint64) error {
-	var a AsideMessage
-	var s stamp
+	e, a, s, err := q.findAside(seq)
+	if err != nil {
+		return err
+	}
+	return q.move(&pend{q: q, m: a.Message, class: a.Priority, id: a.ID, orig: seq, leaves: e.seq, from: asideClass, based: &s.base, dt: s.dt, size: e.size})
+}
+
+// findAside looks up what was set aside under the sequence that it had first. Its segment is not pinned.
+func (q *Queue) findAside(seq uint64) (e entry, a AsideMessage, s stamp, err error) {
 	e, ok, err := q.find(asideClass, func(e entry) (ok bool, err error) {
 		if a, s, err = q.asideAt(e); errors.Is(err, errDamaged) {
 			return false, nil
 		}
 		return err == nil && a.Seq == seq, err
 	})
-	if err != nil {
-		return err
+	switch {
+	case err != nil:
+	case !ok:
+		err = fmt.Errorf("message %d is not set aside: %w", seq, ErrNotFound)
+	default:
+		e.seg.unpin()
 	}
-	if !ok {
-		return fmt.Errorf("message %d is not set aside: %w", seq, ErrNotFound)
+	return e, a, s, err
+}
+
+func (q *Queue) dropAside(seq uint64) error {
+	e, _, _, err := q.findAside(seq)
+	if err == nil {
+		q.remove(asideClass, e.seq, dropRemoved)
 	}
-	e.seg.unpin()
-	return q.move(&pend{q: q, m: a.Message, class: a.Priority, id: a.ID, orig: seq, leaves: e.seq, from: asideClass, based: &s.base, dt: s.dt, size: e.size})
+	return err
 }
 
 // Drop forgets the queue of an identity with everything in it, set-aside messages included. Appends to it fail from now on.

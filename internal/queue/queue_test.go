@@ -254,6 +254,49 @@ func TestSetAsideIsKeptAndPutBackWithItsID(t *testing.T) {
 	}
 }
 
+func TestSetAsideCanBeForgotten(t *testing.T) {
+	dir := t.TempDir()
+	j, stop := start(t, Options{Dir: dir})
+	q := mustQueue(t, j, "press-7", Limits{})
+	for range 5 {
+		mustAppend(t, q, Message{Topic: "t"})
+	}
+	for seq := uint64(1); seq <= 4; seq++ {
+		if err := q.SetAside(seq, "poison"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n, err := j.DropAside("press-7", 2, 5); n != 1 || !errors.Is(err, ErrNotFound) {
+		t.Errorf("one of two: %d, %v", n, err)
+	}
+	if _, err := j.DropAside("press-8"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("got %v", err)
+	}
+	want := func(q *Queue, aside int, removed uint64) {
+		t.Helper()
+		if s := q.Stats(); s.Aside != int64(aside) || s.Messages != 1 || s.Dropped[DropRemoved] != removed {
+			t.Errorf("stats %+v", s)
+		}
+	}
+	want(q, 3, 1)
+	stop()
+	if err := Offline(t.Context(), Options{Dir: dir}, func(j *Journal) error {
+		n, err := j.DropAside("press-7")
+		if n != 3 {
+			t.Errorf("%d dropped", n)
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	j, _ = start(t, Options{Dir: dir})
+	q = mustQueue(t, j, "press-7", Limits{})
+	want(q, 0, 4)
+	if got := drain(t, q); len(got) != 1 || got[0].Seq != 5 {
+		t.Errorf("got %+v", got)
+	}
+}
+
 func TestSecondInstanceIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	start(t, Options{Dir: dir})

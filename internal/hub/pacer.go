@@ -10,14 +10,15 @@ import (
 )
 
 // Pacer spreads what all sessions of the process do to one hub: connects per
-// second, certificate trials at a time, messages per second. It is safe for
-// concurrent use.
+// second, certificate trials at a time, messages per second. It also bounds the memory
+// of all their packs. It is safe for concurrent use.
 type Pacer struct {
 	connects *rate.Limiter
 	sends    *rate.Limiter
 	free     atomic.Bool // there is no limit on sends
 	trials   chan struct{}
 	writers  sync.Pool // of *gzip.Writer, for packs
+	packs    packBudget
 }
 
 // Pace is what a Pacer allows.
@@ -36,7 +37,7 @@ func NewPacer(p Pace) *Pacer {
 		p.Trials = max(4, int(p.Connects/2))
 	}
 	pc := &Pacer{connects: rate.NewLimiter(rate.Limit(p.Connects), 1), sends: rate.NewLimiter(rate.Inf, 1),
-		trials: make(chan struct{}, p.Trials)}
+		trials: make(chan struct{}, p.Trials), packs: packBudget{most: packsMost, hard: packsHard}}
 	pc.setSends(p.Sends)
 	return pc
 }

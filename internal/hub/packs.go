@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -25,6 +26,11 @@ type packs struct {
 	wake   chan struct{}       // a record is on disk
 	bytes  int                 // of the bodies in closed
 	said   bool                // that packs cannot be written down
+	budget *packBudget         // of all sessions
+	held   int                 // capacity of all bodies at hand
+
+	largest atomic.Int64 // capacity of the largest body in open; read by all
+	shed    atomic.Bool  // somebody wants the largest one closed
 
 	in        reader      // of log
 	unwritten []unwritten // for whose records the journal had no room yet
@@ -47,7 +53,7 @@ var errApart = errors.New("a pack was too large and is taken apart")
 
 // startPacks begins with what an earlier run has written down.
 func (s *Session) startPacks() error {
-	ps := &packs{of: map[uint64]*pack{}, open: map[packPlace]*pack{}, sent: map[uint64]*pack{}, wake: make(chan struct{}, 1)}
+	ps := &packs{of: map[uint64]*pack{}, open: map[packPlace]*pack{}, sent: map[uint64]*pack{}, wake: make(chan struct{}, 1), budget: &s.pacer.packs}
 	if s.openPacks != nil {
 		log, err := s.openPacks()
 		if err != nil {
@@ -57,6 +63,7 @@ func (s *Session) startPacks() error {
 			return err
 		}
 	}
+	ps.budget.join(ps)
 	s.packs = ps
 	s.sharedPacks.Store(ps)
 	return nil
@@ -66,10 +73,15 @@ func (s *Session) startPacks() error {
 // again as it comes; what is closed stays what it is.
 func (ps *packs) reread() {
 	ps.sweep()
-	clear(ps.open)
+	for place, p := range ps.open {
+		ps.shut(place, p)
+		ps.release(p)
+	}
 	ps.closed, ps.again, ps.bytes = nil, nil, 0
+	ps.shed.Store(false)
 	for seq, p := range ps.of {
 		if seq == p.unit() {
+			ps.release(p)
 			p.forget()
 			ps.again = append(ps.again, p)
 		}
@@ -105,6 +117,7 @@ func (ps *packs) drop(p *pack) {
 	if i := slices.Index(ps.closed, p); i >= 0 {
 		ps.remove(i)
 	}
+	ps.release(p)
 }
 
 func (ps *packs) notAgain(p *pack) {
@@ -133,7 +146,7 @@ func (ps *packs) recorded() <-chan struct{} {
 
 // full says that enough is packed ahead.
 func (ps *packs) full() bool {
-	return len(ps.closed) >= readAheadPacks || ps.bytes >= readAheadBytes
+	return len(ps.closed) >= readAheadPacks || ps.bytes >= readAheadBytes || len(ps.closed) > 0 && ps.budget.over()
 }
 
 // packed takes a reading into its pack; false: it travels alone.
@@ -162,7 +175,7 @@ func (s *Session) packed(m *queue.Message) bool {
 		if p.id == "" {
 			p.id = packID(m.ID, len(p.seqs))
 		}
-		p.add(m, element)
+		ps.grow(p, m, element)
 		if m.Seq == p.last() {
 			ps.close(p)
 		}
@@ -182,7 +195,8 @@ func (s *Session) packed(m *queue.Message) bool {
 		ps.open[place] = p
 	}
 	p.seqs = append(p.seqs, m.Seq)
-	p.add(m, element)
+	ps.opened(p, ps.grow(p, m, element))
+	ps.budget.ease()
 	return true
 }
 
@@ -232,7 +246,7 @@ func (ps *packs) finishAgain(class uint8, seq uint64) {
 // finish closes an open pack: from here on it is what it is.
 func (s *Session) finish(place packPlace, p *pack) {
 	ps := s.packs
-	delete(ps.open, place)
+	ps.shut(place, p)
 	p.id = packID(p.id, len(p.seqs))
 	for _, seq := range p.seqs {
 		ps.of[seq] = p
@@ -274,6 +288,7 @@ func (s *Session) closeDue() {
 	if ps == nil {
 		return
 	}
+	s.makeRoom()
 	now := time.Now()
 	var due []packPlace
 	for place, p := range ps.open {
@@ -302,6 +317,7 @@ func (s *Session) publishPack(p *pack) bool {
 	ps := s.packs
 	ps.remove(slices.Index(ps.closed, p))
 	m, err := p.message(&s.pacer.writers)
+	ps.release(p)
 	reason := ""
 	if err != nil {
 		reason = err.Error()
@@ -322,7 +338,6 @@ func (s *Session) publishPack(p *pack) bool {
 		ps.sent[p.unit()], p.count = p, p.got
 	}
 	ps.mu.Unlock()
-	p.body = nil
 	return !gone && s.put(m.Seq, p.got, m.Payload)
 }
 

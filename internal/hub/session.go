@@ -117,6 +117,9 @@ func (s *Session) Run(ctx context.Context) error {
 			s.pause(ctx, wait, end.fault.Kind)
 		}
 	}
+	if s.packs != nil {
+		s.packs.budget.leave(s.packs)
+	}
 	s.wg.Wait()
 	return nil
 }

@@ -64,7 +64,7 @@ func rotationCases() []rotationCase {
 		{40, "a resumed TLS session would bring the old certificate back", "hub.TestTwoIdentitiesOnOneHostNeverShareATLSSession", ""},
 		{41, "a second connection beside the first would displace it", "hub.TestCandidateRefusedInTLSDoesNotTouchTheWorkingConnection", ""},
 		{42, "subscriptions must be there again after the change", "hub.TestCommandsArriveAfterARotationToo", ""},
-		{43, "a method call is under way during the change", "", "the session answers a call on the connection that asked; no certificate is involved"},
+		{43, "a method call is under way during the change", "hub.TestAnswersComeBeforeTheOldConnectionIsReplaced", ""},
 		{44, "a reload is asked for during a trial", "TestRescanDuringATrialOffersTheSameCandidate", ""},
 		{45, "the daemon is stopped during a trial", "TestStopDuringATrialLeavesNoHalfState hub.TestStopDuringACutOverLeavesNothingBehind", ""},
 		{46, "power goes between a proof and its record", "TestEveryStepOfACommitMayFail TestStopDuringATrialLeavesNoHalfState", ""},

@@ -24,11 +24,22 @@ const (
 	// busyLink is the wait before an answer that the link had no room for is tried
 	// again.
 	busyLink = 50 * time.Millisecond
+	// leaveGrace is how long methods have to be answered on a link that is about to be
+	// replaced. Sending goes on meanwhile, and the session waits for somewhat longer.
+	leaveGrace = 2 * time.Second
 )
 
 // methods is the state of an identity's direct methods.
 type methods struct {
-	calls map[string]*call // by the gateway's own request id
+	calls   map[string]*call // by the gateway's own request id
+	leaving *leaving
+}
+
+// leaving is a link that is about to be replaced.
+type leaving struct {
+	link  hub.Link
+	until time.Time
+	done  func()
 }
 
 // call is a method that waits for its answer.
@@ -168,6 +179,40 @@ func (id *Identity) answer(key string, a answer) {
 	if len(id.methods.calls) == 0 {
 		id.methods.calls = nil
 	}
+	id.freeLink(time.Now())
+}
+
+// Leaving is part of hub.Commands.
+func (id *Identity) Leaving(link hub.Link, done func()) {
+	id.post(func() {
+		now := time.Now()
+		id.methods.leaving = &leaving{link, now.Add(leaveGrace), done}
+		id.freeLink(now)
+	})
+}
+
+// freeLink lets a link go when nothing waits on it any more, or has waited for long
+// enough: then callers hear so instead of nothing.
+func (id *Identity) freeLink(now time.Time) {
+	l := id.methods.leaving
+	if l == nil {
+		return
+	}
+	var waiting []string
+	for key, c := range id.methods.calls {
+		if c.link == l.link {
+			waiting = append(waiting, key)
+		}
+	}
+	if len(waiting) > 0 && now.Before(l.until) {
+		id.wakeAt(l.until)
+		return
+	}
+	id.methods.leaving = nil
+	for _, key := range waiting {
+		id.answer(key, refusal(http.StatusServiceUnavailable, "the gateway is changing its connection to the hub; call the method again"))
+	}
+	l.done()
 }
 
 func (id *Identity) tickMethods(now time.Time) {
@@ -185,6 +230,7 @@ func (id *Identity) tickMethods(now time.Time) {
 			id.wakeAt(c.deadline.Add(handlerGrace))
 		}
 	}
+	id.freeLink(now)
 }
 
 // local says whether a method goes to the local topics.

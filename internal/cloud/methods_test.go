@@ -22,6 +22,42 @@ import (
 	"gatewayd/internal/packet"
 )
 
+// A change of certificate finishes the methods that wait for their answer, or tells
+// their callers: the hub knows no other connection that could answer them.
+func TestMethodsAreAnsweredBeforeARotation(t *testing.T) {
+	s := newSite(t, hubtest.Options{}, everything("press-7"))
+	s.start()
+	c := s.connect(packet.V5, "plc", true)
+	c.subscribe("gateway/press-7/methods/+/+")
+	for _, tc := range []struct {
+		method string
+		want   reply
+	}{
+		{"quick", reply{200, `{"done":true}`, nil}},
+		{"slow", reply{503, `{"error":"the gateway is changing its connection to the hub; call the method again"}`, nil}},
+	} {
+		answer := s.begin(tc.method, "{}")
+		topic := c.receive().Properties.ResponseTopic
+		before := len(s.hub.ConnectionsOf("press-7"))
+		s.rotate("press-7")
+		if tc.method == "quick" {
+			time.Sleep(500 * time.Millisecond) // the new connection is ready by now
+			if n := len(s.hub.ConnectionsOf("press-7")); n != before {
+				t.Errorf("%d connections while a method waits, %d before", n, before)
+			}
+			c.publish(topic, `{"done":true}`)
+		}
+		if r := <-answer; r != tc.want {
+			t.Errorf("%s: the caller got %+v", tc.method, r)
+		}
+		s.eventually("another connection", func() bool { return len(s.hub.ConnectionsOf("press-7")) > before })
+		s.online()
+		if tc.method == "slow" && c.publish(topic, `{}`) != 0 {
+			t.Error("a late answer is refused")
+		}
+	}
+}
+
 type reply struct {
 	status int
 	body   string

@@ -159,6 +159,12 @@ func (l latest) Connected(link hub.Link, refused []string) {
 	}
 }
 
+func (l latest) Leaving(link hub.Link, done func()) {
+	if id, err := l.c.identity(l.name); err == nil {
+		id.Leaving(link, done)
+	}
+}
+
 func (l latest) Received(link hub.Link, m hub.Inbound, ack func()) {
 	if id, err := l.c.identity(l.name); err == nil {
 		id.Received(link, m, ack)

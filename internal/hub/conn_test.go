@@ -293,6 +293,7 @@ type commander struct {
 	refused  []string
 	received []Inbound
 	acks     []func()
+	leaving  func(Link, func()) // nil: nothing waits
 }
 
 func (c *commander) Filters(Identity) ([]packet.Subscription, []string) { return c.filters, c.unwanted }
@@ -301,6 +302,17 @@ func (c *commander) Connected(l Link, refused []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.links, c.refused = append(c.links, l), refused
+}
+
+func (c *commander) Leaving(l Link, done func()) {
+	c.mu.Lock()
+	answer := c.leaving
+	c.mu.Unlock()
+	if answer == nil {
+		done()
+		return
+	}
+	answer(l, done)
 }
 
 func (c *commander) Received(_ Link, m Inbound, ack func()) {

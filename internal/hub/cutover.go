@@ -2,6 +2,7 @@ package hub
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 
 	"gatewayd/internal/certstore"
@@ -9,16 +10,17 @@ import (
 
 type cutPhase int
 
-// The phases of a cut-over. The working connection goes on sending while dialing;
-// it pauses while draining, and for a moment while connecting.
+// The phases of a cut-over. The working connection goes on sending while dialing and
+// leaving; it pauses while draining, and for a moment while connecting.
 const (
 	cutNone cutPhase = iota
 	cutDialing
+	cutLeaving
 	cutDraining
 	cutConnecting
 )
 
-var cutNames = [...]string{"", "dialing", "collecting acknowledgements", "connecting"}
+var cutNames = [...]string{"", "dialing", "waiting for answers to methods", "collecting acknowledgements", "connecting"}
 
 // cutover is a trial of a candidate beside a working connection. The hub keeps one
 // connection per identity and ends the old one when it accepts the new one, so
@@ -32,7 +34,8 @@ type cutover struct {
 	result chan trialResult // of the dialing goroutine, which sends exactly once
 	tr     *transport
 	next   *conn
-	place  func() // gives the place among all identities' trials back; nil: has none
+	left   *atomic.Bool // nothing waits for an answer on the old connection any more
+	place  func()       // gives the place among all identities' trials back; nil: has none
 
 	stopped  time.Time // sending stopped
 	resume   time.Time // sending goes on over the old connection if CONNECT is not answered by then
@@ -99,6 +102,14 @@ func (s *Session) stepCut(ctx context.Context) {
 	switch s.cut.phase {
 	case cutNone:
 		s.beginCut(ctx, now)
+	case cutLeaving:
+		if !s.cut.left.Load() && now.Before(s.cut.deadline) {
+			s.alarm.at(s.cut.deadline)
+			return
+		}
+		s.cut.stopped, s.cut.deadline = now, now.Add(s.cfg.Timing.CutDrain)
+		s.setPhase(cutDraining)
+		poke(s.live.c.wake) // the answers go out before CONNECT
 	case cutDraining:
 		if !s.live.c.drained() && now.Before(s.cut.deadline) {
 			s.alarm.at(s.cut.deadline)
@@ -179,7 +190,8 @@ func (s *Session) trial(ctx context.Context, cand *certstore.Credential, dial di
 	return trialResult{tr: tr, fault: fault, place: place}
 }
 
-// transportReady ends the dialing: from here on the old connection pauses.
+// transportReady ends the dialing. Answers that the hub waits for belong on the old
+// connection; when they are given, it pauses.
 func (s *Session) transportReady(r trialResult) {
 	s.cut.cancel()
 	s.cut.result, s.cut.place = nil, r.place
@@ -188,9 +200,18 @@ func (s *Session) transportReady(r trialResult) {
 		return
 	}
 	s.cut.tr = r.tr
-	s.cut.stopped = time.Now()
-	s.cut.deadline = s.cut.stopped.Add(s.cfg.Timing.CutDrain)
-	s.setPhase(cutDraining)
+	s.cut.deadline = time.Now().Add(s.cfg.Timing.CutDrain)
+	s.setPhase(cutLeaving)
+	left, wake := new(atomic.Bool), s.live.c.wake
+	s.cut.left = left
+	if s.cfg.Commands == nil {
+		left.Store(true)
+		return
+	}
+	s.cfg.Commands.Leaving(s.live.c, func() {
+		left.Store(true)
+		poke(wake)
+	})
 }
 
 // answered takes the hub's answer to the new CONNECT.

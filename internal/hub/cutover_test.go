@@ -384,6 +384,40 @@ func TestThirtyDaysOfRenewalsKeepOneConnection(t *testing.T) {
 	})
 }
 
+// What waits for an answer on the old connection is given some time, in which sending
+// goes on, and no more than that.
+func TestAnswersComeBeforeTheOldConnectionIsReplaced(t *testing.T) {
+	for _, wait := range []time.Duration{0, time.Second, time.Hour} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t, true, hubtest.Options{})
+			r.cfg.Commands = &commander{leaving: func(_ Link, done func()) { time.AfterFunc(wait, done) }}
+			r.start()
+			r.connected()
+			stop := r.load(500)
+			time.Sleep(time.Second)
+			next := r.issue(certtest.Leaf{})
+			r.store.offer(next)
+			time.Sleep(500 * time.Millisecond)
+			before := len(r.hub.Messages())
+			time.Sleep(400 * time.Millisecond)
+			if st, want := r.s.Status(), map[bool]string{true: cutNames[cutLeaving]}[wait > 0]; st.Trial != want {
+				t.Errorf("%v: trial %q, want %q", wait, st.Trial, want)
+			}
+			if sent := len(r.hub.Messages()) - before; sent < 150 {
+				t.Errorf("%v: %d messages in 0.4 s", wait, sent)
+			}
+			time.Sleep(4 * time.Second)
+			if !same(r.store.Current(), next) {
+				t.Errorf("%v: not adopted", wait)
+			}
+			n := stop()
+			time.Sleep(time.Second)
+			r.checkStream(n)
+			r.strict()
+		})
+	}
+}
+
 func TestStopDuringACutOverLeavesNothingBehind(t *testing.T) {
 	for _, mode := range []string{"tls", "connack", "drain"} {
 		synctest.Test(t, func(t *testing.T) {

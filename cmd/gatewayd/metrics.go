@@ -43,7 +43,7 @@ type collector struct {
 
 	connected, notAfter, rotations, connects             metric
 	received, refused, delivered, resent, dropped        metric
-	wire, wireMonth, keepAlive                           metric
+	wire, wireMonth, wireAll, keepAlive                  metric
 	messages, bytes, oldest, aside, inFlight             metric
 	diskWritten, payload, diskBytes, healthy, clockTrust metric
 	notBefore, left, cert, candidate                     metric
@@ -61,6 +61,7 @@ func newCollector(g *gateway) *collector {
 		refused:     counter("messages_refused_total", "Messages refused at the local side.", "source", "reason"),
 		wire:        counter("identity_wire_bytes_total", "Bytes to (sent) and from (received) the hub since the start, TLS, WebSocket and proxy included.", "identity", "direction"),
 		wireMonth:   gauge("identity_wire_month_bytes", "The same in this month of UTC, kept over restarts.", "identity", "direction"),
+		wireAll:     gauge("wire_month_bytes", "The same of all identities, those included that are not configured any more.", "direction"),
 		keepAlive:   gauge("identity_keepalive_seconds", "Keep-alive towards the hub.", "identity"),
 		delivered:   counter("messages_delivered_total", "Readings that the hub acknowledged; those of a pack count each.", "identity"),
 		resent:      counter("messages_resent_total", "Readings sent again after a connection ended without their acknowledgement.", "identity"),
@@ -99,6 +100,8 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	send(c.diskBytes, float64(r.Disk.Bytes))
 	send(c.healthy, truth(r.Healthy))
 	send(c.clockTrust, truth(r.Clock == "trusted"))
+	send(c.wireAll, float64(r.Wire.ThisMonth.Sent), "sent")
+	send(c.wireAll, float64(r.Wire.ThisMonth.Received), "received")
 	for _, s := range r.Sources {
 		send(c.received, float64(s.Received), s.Source)
 		for reason, n := range s.Refused {

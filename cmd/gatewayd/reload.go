@@ -159,6 +159,7 @@ func (g *gateway) rearrange(old, next *arrangement, router *downstream.Router) (
 	for name, id := range old.byName {
 		if next.byName[name] == nil {
 			g.stopIdentity(id)
+			g.wire.leave(name)
 			gone = append(gone, name)
 		}
 	}

@@ -28,6 +28,7 @@ type report struct {
 	FirstFault string           `json:"first_fault"` // "" when healthy
 	Clock      string           `json:"clock"`       // trusted or untrusted
 	Disk       diskReport       `json:"disk"`
+	Wire       wireRecord       `json:"wire"` // bytes of all identities, those included that are not configured any more
 	Identities []identityReport `json:"identities"`
 	// Unconfigured are identities that are in no configuration any more and still
 	// have messages on disk.
@@ -154,6 +155,7 @@ func (g *gateway) report() report {
 		r.Clock = "trusted"
 	}
 	a := g.now.Load()
+	r.Wire = g.wire.total()
 	for _, id := range a.identities {
 		r.Identities = append(r.Identities, g.dated(id, now))
 	}

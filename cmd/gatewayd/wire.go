@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,6 +27,11 @@ const (
 	wireSave = time.Hour
 	// maxWireFile bounds what is read: 1,000 identities need 200 KB.
 	maxWireFile = 16 << 20
+	// wireGone is how many identities that are not configured any more keep a record of their own, for when they come
+	// back. The bytes of others, and nothing else of them, are in the record with the name wireOthers, which no identity
+	// can have.
+	wireGone   = 200
+	wireOthers = ""
 )
 
 // traffic is bytes in both directions, as [hub.Wire] counts them.
@@ -43,6 +50,17 @@ type wireRecord struct {
 	// Undated was counted while the clock was not trusted; it goes to the month in which
 	// it is.
 	Undated traffic `json:"undated"`
+}
+
+// add takes the bytes of o in, of the same month.
+func (r *wireRecord) add(o wireRecord) {
+	r.ThisMonth, r.LastMonth, r.Undated = r.ThisMonth.plus(o.ThisMonth), r.LastMonth.plus(o.LastMonth), r.Undated.plus(o.Undated)
+}
+
+// bytes are all that the record still tells of.
+func (r *wireRecord) bytes() uint64 {
+	t := r.ThisMonth.plus(r.LastMonth).plus(r.Undated)
+	return t.Sent + t.Received
 }
 
 // month is how a month is written; its order is that of time.
@@ -74,6 +92,7 @@ func (r *wireRecord) book(more traffic, now time.Time, trusted bool) {
 type wireAccount struct {
 	wire hub.Wire
 	now  func() (t time.Time, trusted bool)
+	gone bool // no identity has it; guarded by wireBook.mu
 
 	mu     sync.Mutex
 	booked traffic // of wire
@@ -120,7 +139,7 @@ func openWireBook(stateDir string, now func() (time.Time, bool), log *zap.Logger
 	}
 	b.saved = saved
 	for name, r := range saved {
-		b.accounts[name] = &wireAccount{now: now, record: r}
+		b.accounts[name] = &wireAccount{now: now, record: r, gone: true}
 	}
 	return b
 }
@@ -154,7 +173,82 @@ func (b *wireBook) of(name string) *wireAccount {
 		a = &wireAccount{now: b.now}
 		b.accounts[name] = a
 	}
+	a.gone = false
 	return a
+}
+
+// leave says that an identity is not configured any more. Its session has ended.
+func (b *wireBook) leave(name string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if a := b.accounts[name]; a != nil {
+		a.gone = true
+	}
+}
+
+// total is of all identities, those that are gone included.
+func (b *wireBook) total() wireRecord {
+	var sum wireRecord
+	records := b.bookAll()
+	for _, r := range records {
+		sum.Month = max(sum.Month, r.Month)
+	}
+	for _, r := range records {
+		if r.Month == sum.Month || r.Month == "" {
+			sum.add(r)
+		}
+	}
+	return sum
+}
+
+// forget lets go of those that are gone and have carried nothing in this month and the last, and of all but wireGone
+// others: those that carried least go into wireOthers, so that the total stays what it is.
+func (b *wireBook) forget() {
+	records := b.bookAll()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var gone []string
+	for name, a := range b.accounts {
+		r, booked := records[name]
+		switch {
+		case !a.gone || !booked || name == wireOthers:
+		case r.bytes() == 0:
+			delete(b.accounts, name)
+		default:
+			gone = append(gone, name)
+		}
+	}
+	if len(gone) <= wireGone {
+		return
+	}
+	others := b.accounts[wireOthers]
+	if others == nil {
+		others = &wireAccount{now: b.now}
+		b.accounts[wireOthers] = others
+	}
+	slices.SortFunc(gone, func(x, y string) int {
+		one, two := records[x], records[y]
+		return cmp.Or(cmp.Compare(one.bytes(), two.bytes()), cmp.Compare(x, y))
+	})
+	for _, name := range gone[:len(gone)-wireGone] {
+		if others.take(records[name]) {
+			delete(b.accounts, name)
+		}
+	}
+}
+
+// take adds a record of the same month; false when it is of another.
+func (a *wireAccount) take(r wireRecord) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.record.bytes() == 0 {
+		a.record.Month = r.Month
+	}
+	if a.record.Month != r.Month {
+		return false
+	}
+	a.record.add(r)
+	return true
 }
 
 // Run books and saves until ctx ends, and once more then.
@@ -193,6 +287,7 @@ func (b *wireBook) bookAll() map[string]wireRecord {
 
 // save writes when something changed. failing keeps it from logging twice.
 func (b *wireBook) save(failing *bool) {
+	b.forget()
 	all := b.bookAll()
 	if maps.Equal(all, b.saved) {
 		return

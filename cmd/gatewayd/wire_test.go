@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -94,6 +95,51 @@ func TestBrokenWireFileStopsNobody(t *testing.T) {
 	if saved, err := readWire(b.path); err != nil || saved["press-7"].ThisMonth.Sent != 1 {
 		t.Errorf("%+v, %v", saved, err)
 	}
+}
+
+// TestWireBookForgetsWhoIsGone: names come and go, the file stays small and the month's total what it is.
+func TestWireBookForgetsWhoIsGone(t *testing.T) {
+	dir := t.TempDir()
+	at := must(time.Parse(time.RFC3339, "2026-11-05T00:00:00Z"))(t)
+	now := func() (time.Time, bool) { return at, true }
+	open := func() *wireBook { return openWireBook(dir, now, zap.NewNop()) }
+	b := open()
+	var failing bool
+	b.of("press-7").wire.Add(1_000_000, 0)
+	const names = 3 * wireGone
+	sum := uint64(1_000_000)
+	for i := range uint64(names) {
+		name := fmt.Sprintf("trial-%d", i)
+		b.of(name).wire.Add(int(i), 1)
+		sum += i
+		b.leave(name)
+	}
+	check := func(b *wireBook, records int, sent, received uint64) {
+		t.Helper()
+		b.save(&failing)
+		saved, err := readWire(b.path)
+		if err != nil || failing || len(saved) != records || len(b.accounts) != records {
+			t.Errorf("%d records on disk, %d in memory, %v; want %d", len(saved), len(b.accounts), err, records)
+		}
+		if got := b.total(); got.ThisMonth.plus(got.LastMonth) != (traffic{sent, received}) {
+			t.Errorf("total %+v, want %d sent, %d received", got, sent, received)
+		}
+	}
+	check(b, 1+wireGone+1, sum, names)
+	// Who comes back goes on where he was, when he was one of those with much.
+	if r := b.of(fmt.Sprintf("trial-%d", names-1)).report(); r.ThisMonth.Sent != names-1 {
+		t.Errorf("back with %+v", r)
+	}
+	// After a restart nobody is configured but press-7.
+	b = open()
+	b.of("press-7").wire.Add(5, 0)
+	check(b, 1+wireGone+1, sum+5, names)
+	// A month later their bytes are last month's, and after another one they are gone.
+	at = at.AddDate(0, 1, 0)
+	check(b, 1+wireGone+1, sum+5, names)
+	at = at.AddDate(0, 1, 0)
+	b.of("press-7").wire.Add(7, 0)
+	check(b, 2, 7, 0)
 }
 
 // TestWireBytesAreShownAndKept has a real gateway send, stop and start.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -25,29 +26,44 @@ type certificate struct {
 	Warnings []string          `json:"warnings,omitempty"`
 
 	cred *certstore.Credential // nil with Report
+	err  error                 // why, nil with cred
 }
 
-// readCertificates reads every identity's files, once and without waiting.
-func readCertificates(cfg *config.Config, now time.Time) []certificate {
+// fileFindings is what the files themselves have against them.
+type fileFindings struct {
+	cred               *certstore.Credential
+	err                error
+	problems, warnings []string
+}
+
+func look(src certstore.Source) (f fileFindings, err error) {
+	f.cred, f.err = certstore.Load(src)
+	f.problems, f.warnings = certstore.InspectFiles(src)
+	return f, nil
+}
+
+// certificates reads every identity's files, once.
+func (r *patientReader) certificates(cfg *config.Config, now time.Time) []certificate {
 	all := make([]certificate, len(cfg.Identities))
 	creds := make(map[string]*certstore.Credential, len(all))
 	for i := range cfg.Identities {
 		id := &cfg.Identities[i]
 		c := &all[i]
 		c.Identity, c.HubID = id.Name, id.HubID()
-		src := certstore.Source(id.Certificate)
-		cred, err := certstore.Load(src)
+		found, err := inTime(r, func() (fileFindings, error) { return look(certstore.Source(id.Certificate)) }, filesOf(id.Certificate)...)
+		if err == nil {
+			err = found.err
+		}
 		if err != nil {
-			c.Problems = append(c.Problems, err.Error())
+			c.Problems, c.err = append(c.Problems, err.Error()), err
 		} else {
-			creds[id.Name] = cred
-			r := certstore.Inspect(cred, wantedName(id), now)
+			creds[id.Name] = found.cred
+			r := certstore.Inspect(found.cred, wantedName(id), now)
 			c.Problems, c.Warnings = append(c.Problems, r.Problems...), append(c.Warnings, r.Warnings...)
 			r.Problems, r.Warnings = nil, nil
-			c.Report, c.cred = &r, cred
+			c.Report, c.cred = &r, found.cred
 		}
-		problems, warnings := certstore.InspectFiles(src)
-		c.Problems, c.Warnings = append(c.Problems, problems...), append(c.Warnings, warnings...)
+		c.Problems, c.Warnings = append(c.Problems, found.problems...), append(c.Warnings, found.warnings...)
 	}
 	shared := certstore.Shared(creds)
 	for i := range all {
@@ -72,20 +88,30 @@ func newCertsCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "certs -c FILE",
-		Short: "List the certificates of all identities as they are on disk",
-		Args:  usageArgs(cobra.NoArgs),
+		Short: "List the certificates of all identities as they are on disk; exit 0 only without problems",
+		Long: `List the certificates of all identities as they are on disk, with what is wrong
+with them. No gateway has to run, and none is asked.
+
+Exit codes: 0 no certificate has a problem, 1 one has, 2 bad usage or
+configuration. Warnings, which --json shows, are none.`,
+		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := loadConfig(file)
 			if err != nil {
 				return err
 			}
-			all := readCertificates(cfg, time.Now())
+			all := newPatientReader().certificates(cfg, time.Now())
 			if asJSON {
 				enc := json.NewEncoder(cmd.OutOrStdout())
 				enc.SetIndent("", "  ")
-				return enc.Encode(all)
+				err = enc.Encode(all)
+			} else {
+				err = writeCertificates(cmd.OutOrStdout(), all)
 			}
-			return writeCertificates(cmd.OutOrStdout(), all)
+			if err == nil && slices.ContainsFunc(all, func(c certificate) bool { return len(c.Problems) > 0 }) {
+				err = &exitError{code: exitRunning}
+			}
+			return err
 		},
 	}
 	addConfigFlag(cmd, &file)

@@ -35,7 +35,7 @@ exit code 0 means that there is none, 2 that there is one.`,
 			if err != nil {
 				return withMissing(err)
 			}
-			c := checker{cfg: cfg, file: file, out: cmd.OutOrStdout()}
+			c := checker{cfg: cfg, file: file, out: cmd.OutOrStdout(), files: newPatientReader()}
 			certs := c.certificates(time.Now())
 			c.trust()
 			c.local()
@@ -75,6 +75,7 @@ type checker struct {
 	cfg      *config.Config
 	file     string // as the user wrote it
 	out      io.Writer
+	files    *patientReader
 	problems []error
 	named    []string // their paths
 }
@@ -86,7 +87,7 @@ func (c *checker) problem(path, reason string) {
 
 // certificates reads and describes what every identity has.
 func (c *checker) certificates(now time.Time) []certificate {
-	all := readCertificates(c.cfg, now)
+	all := c.files.certificates(c.cfg, now)
 	for i, cert := range all {
 		path := fmt.Sprintf("identities[%d].certificate", i)
 		for _, p := range cert.Problems {
@@ -139,7 +140,7 @@ func (c *checker) connect(ctx context.Context, certs []certificate) {
 	free := make(chan struct{}, atOnce)
 	for i := range certs {
 		id := &c.cfg.Identities[i]
-		pool, err := certstore.LoadRoots(id.Hub.Trust, id.Hub.SystemRoots)
+		pool, err := c.files.trust(id.Hub)
 		switch {
 		case len(certs[i].Problems) > 0:
 			skipped[i] = "its certificate has problems"
@@ -192,7 +193,7 @@ func describeProbe(out io.Writer, name string, r hub.ProbeResult) {
 // trust reads the root files, each different set once.
 func (c *checker) trust() {
 	read := func(path string, h config.Hub) {
-		if _, err := certstore.LoadRoots(h.Trust, h.SystemRoots); err != nil {
+		if _, err := c.files.trust(h); err != nil {
 			c.problem(path+".trust", err.Error())
 		}
 	}

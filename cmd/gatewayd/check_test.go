@@ -232,8 +232,9 @@ func TestCertsListsGoodAndBad(t *testing.T) {
     certificate: {cert: none.pem, key: none.key}
 `)
 	out, _, err := execute(t, newCertsCommand(), "", "-c", s.path("config.yaml"))
-	if err != nil {
-		t.Fatal(err)
+	var exit *exitError
+	if !errors.As(err, &exit) || exit.code != exitRunning || err.Error() != "" {
+		t.Errorf("with a problem: %v", err)
 	}
 	lines := strings.Split(strings.TrimSpace(out), "\n")
 	if len(lines) != 3 || !strings.HasPrefix(lines[0], "IDENTITY") || !strings.Contains(lines[1], "CN=Factory CA") || !strings.Contains(lines[2], "none.pem") {
@@ -241,8 +242,8 @@ func TestCertsListsGoodAndBad(t *testing.T) {
 	}
 
 	out, _, err = execute(t, newCertsCommand(), "", "-c", s.path("config.yaml"), "--json")
-	if err != nil {
-		t.Fatal(err)
+	if !errors.As(err, &exit) || exit.code != exitRunning {
+		t.Errorf("with a problem, as JSON: %v", err)
 	}
 	var all []certificate
 	if err := json.Unmarshal([]byte(out), &all); err != nil {
@@ -254,6 +255,10 @@ func TestCertsListsGoodAndBad(t *testing.T) {
 	key, _ := os.ReadFile(s.path("press-7.key"))
 	if body := strings.Split(string(key), "\n")[1]; strings.Contains(out, body) {
 		t.Error("the key shows")
+	}
+	s.config("")
+	if _, _, err := execute(t, newCertsCommand(), "", "-c", s.path("config.yaml")); err != nil {
+		t.Errorf("without a problem: %v", err)
 	}
 }
 

@@ -18,7 +18,8 @@ import (
 // and the roots.
 func (d *doctor) certificates(chosen []*patient) {
 	now, _ := d.clock.Now()
-	all := readCertificates(d.cfg, now)
+	r := newPatientReader()
+	all := r.certificates(d.cfg, now)
 	d.trust = make(map[string]error)
 	for _, p := range chosen {
 		for i := range all {
@@ -26,10 +27,7 @@ func (d *doctor) certificates(chosen []*patient) {
 				p.cert, p.cred = &all[i], all[i].cred
 			}
 		}
-		if h := p.cfg.Hub; d.trust[trustKey(h)] == nil {
-			_, err := certstore.LoadRoots(h.Trust, h.SystemRoots)
-			d.trust[trustKey(h)] = err
-		}
+		_, d.trust[trustKey(p.cfg.Hub)] = r.trust(p.cfg.Hub)
 	}
 }
 
@@ -70,9 +68,9 @@ func (d *doctor) files(_ context.Context, p *patient) bool {
 	if err := d.trust[trustKey(p.cfg.Hub)]; err != nil {
 		return p.fault(stepFile, "hub.trust: "+reasonOf(err), "Put the root certificates of the hub into the file that hub.trust names, as PEM.")
 	}
-	if _, err := certstore.Load(src); err != nil {
+	if err := p.cert.err; err != nil {
 		step, text, next := loadFault(err)
-		if d.stranger != "" && errors.Is(readable(src), fs.ErrPermission) {
+		if d.stranger != "" && !isSilent(err) && errors.Is(readable(src), fs.ErrPermission) {
 			next = fmt.Sprintf("Run this command as root or as %s, who runs the gateway: you may not read it.", d.stranger)
 		}
 		return p.fault(step, text, next)
@@ -196,6 +194,8 @@ func loadFault(err error) (step, text, next string) {
 	var half *certstore.Incomplete
 	var bad *certstore.Invalid
 	switch {
+	case isSilent(err):
+		return stepFile, err.Error(), "Is the server of the share up, and the way to it? The gateway reads the file as soon as it answers."
 	case errors.As(err, &half):
 		switch half.Kind {
 		case certstore.Mismatch:
@@ -213,7 +213,7 @@ func loadFault(err error) (step, text, next string) {
 	return stepFile, err.Error(), ""
 }
 
-// sortProblems takes apart what readCertificates found besides what the doctor
+// sortProblems takes apart what was found besides what the doctor
 // looks at itself.
 func sortProblems(problems []string) (file, key string) {
 	for _, s := range problems {

@@ -11,18 +11,16 @@ import (
 	"gatewayd/internal/hub/hubtest"
 )
 
-// TestHungShareHoldsUpOneIdentity: with the files of one identity on a share whose server is silent the gateway
-// starts, serves the others, says what is wrong, reloads, and stops; when the share is there the identity joins.
-func TestHungShareHoldsUpOneIdentity(t *testing.T) {
-	t.Parallel()
-	s := newPlant(t, hubtest.Options{}, "press-7", "press-8")
+// newSharePlant has the files of press-8 on a share, and press-7 beside it. hang silences the share's server.
+func newSharePlant(t *testing.T) (s *plant, hang func() (release func())) {
+	s = newPlant(t, hubtest.Options{}, "press-7", "press-8")
 	check(t, os.Mkdir(s.path("share"), 0o700))
 	for _, name := range []string{"press-8.pem", "press-8.key"} {
 		check(t, os.Rename(s.path(name), s.path("share/"+name)))
 	}
 	s.files = map[string][2]string{"press-8": {"share/press-8.pem", "share/press-8.key"}}
 	s.writeConfig("")
-	hang := func() (release func()) {
+	return s, func() (release func()) {
 		release, err := certtest.Hang(s.path("share"))
 		if err != nil {
 			t.Skip("no file system can be mounted: ", err)
@@ -30,6 +28,33 @@ func TestHungShareHoldsUpOneIdentity(t *testing.T) {
 		t.Cleanup(release)
 		return release
 	}
+}
+
+// TestCommandsTellOfAHungShare: those that read certificates say so, tell of the others, and end.
+func TestCommandsTellOfAHungShare(t *testing.T) {
+	t.Parallel()
+	s, hang := newSharePlant(t)
+	hang()
+	for _, tt := range []struct {
+		command string
+		code    int
+	}{{"certs", exitRunning}, {"check", exitUsage}, {"doctor", exitRunning}} {
+		began := time.Now()
+		code, said := s.exitCode(tt.command, "-c", "config.yaml")
+		if code != tt.code || !strings.Contains(said, s.path("share/press-8.pem")+" cannot be read: its file system does not answer") || !strings.Contains(said, "press-7") {
+			t.Errorf("%s: exit code %d:\n%s", tt.command, code, said)
+		}
+		if d := time.Since(began); d > 20*time.Second {
+			t.Errorf("%s took %s", tt.command, d)
+		}
+	}
+}
+
+// TestHungShareHoldsUpOneIdentity: with the files of one identity on a share whose server is silent the gateway
+// starts, serves the others, says what is wrong, reloads, and stops; when the share is there the identity joins.
+func TestHungShareHoldsUpOneIdentity(t *testing.T) {
+	t.Parallel()
+	s, hang := newSharePlant(t)
 	release := hang()
 
 	began := time.Now()

@@ -70,6 +70,7 @@ func newRootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "gatewayd",
 		Short:         "Relay local sensors to Azure IoT Hub, durably, under X.509 identities",
+		Version:       readBuild().Version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, args []string) error {

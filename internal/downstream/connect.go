@@ -26,6 +26,12 @@ func (r *refusal) Unwrap() error { return r.err }
 
 const maxClientID = 256
 
+// tlsRecord begins what a TLS client sends first; here it looks like a CONNECT with
+// flags that there are not.
+const tlsRecord = 0x16
+
+var errSpeaksTLS = errors.New("the client speaks TLS and this listener does not: listen on tls://, with tls.cert and tls.key, or have the client use the other port")
+
 // connect waits for the CONNECT and answers it. After an error the connection is
 // of no use; the answer that explains it is on its way.
 func (c *conn) connect() error {
@@ -34,6 +40,9 @@ func (c *conn) connect() error {
 		return err
 	}
 	p, err := packet.DecodeConnect(f)
+	if f.Type == packet.CONNECT && f.Flags == tlsRecord&0xf {
+		return errSpeaksTLS
+	}
 	if err != nil {
 		c.refuseUndecoded(err)
 		return err

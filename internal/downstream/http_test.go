@@ -115,7 +115,7 @@ func TestPostRefusals(t *testing.T) {
 		"disk in trouble":         {path: "/v1/messages/sensors/a/telemetry", refuse: queue.ErrDisk, status: 503, retry: true},
 		"system property":         {path: "/v1/messages/sensors/a/telemetry?p.$.mid=1", status: 400},
 		"from a web page":         {path: "/v1/messages/sensors/a/telemetry", headers: []string{"Origin", "http://evil.example"}, status: 403},
-		"rebound name":            {path: "/v1/messages/sensors/a/telemetry", headers: []string{"Host", "evil.example"}, status: 401},
+		"rebound name":            {path: "/v1/messages/sensors/a/telemetry", headers: []string{"Host", "evil.example"}, status: 403},
 		"elsewhere":               {path: "/v2/messages/a", status: 404},
 	} {
 		t.Run(name, func(t *testing.T) {

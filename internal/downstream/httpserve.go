@@ -65,6 +65,10 @@ func (h *HTTP) authenticated(w http.ResponseWriter, r *http.Request, serve func(
 		return
 	}
 	name, ok := h.who(r)
+	if !ok && h.cfg.Tokens == nil && h.rebound(r) {
+		fail(w, http.StatusForbidden, "this listener answers this machine only: call it localhost or by its IP address, not "+strconv.Quote(clip(r.Host))+", or set token_file")
+		return
+	}
 	if !ok {
 		w.Header().Set("WWW-Authenticate", "Bearer")
 		fail(w, http.StatusUnauthorized, "a valid bearer token or client certificate is required")
@@ -93,14 +97,19 @@ func (h *HTTP) who(r *http.Request) (name string, ok bool) {
 		}
 	}
 	if h.cfg.Anonymous || (h.cfg.Tokens == nil && h.cfg.TLS.ClientCA == "") {
-		// The name of a host that is not this one, on an address only this machine
-		// can reach: a page whose name was made to point here (DNS rebinding).
-		if h.bind.private() && h.bind.network == "tcp" && !localHost(r.Host) {
+		if h.rebound(r) {
 			return "", false
 		}
 		return remoteName(r), true
 	}
 	return "", false
+}
+
+// rebound says that the name of a host that is not this one stands for an address only
+// this machine can reach: perhaps a page whose name was made to point here (DNS
+// rebinding).
+func (h *HTTP) rebound(r *http.Request) bool {
+	return h.bind.private() && h.bind.network == "tcp" && !localHost(r.Host)
 }
 
 func localHost(hostport string) bool {

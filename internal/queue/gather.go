@@ -26,15 +26,17 @@ func (c *compaction) lane(q *Queue, class uint8) error {
 		}
 	}
 	q.mu.Unlock()
+	join := false // stays so over extents of which nothing is moved
 	for i := range todo {
-		if err := c.extent(q, class, &todo[i], joins[i]); err != nil {
+		join = join && joins[i]
+		if err := c.extent(q, class, &todo[i], &join); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (c *compaction) extent(q *Queue, class uint8, e *extent, join bool) error {
+func (c *compaction) extent(q *Queue, class uint8, e *extent, join *bool) error {
 	recs, err := q.recsOf(q.lanes[class], e)
 	if err != nil {
 		e.seg.bad.Store(time.Now().Unix())
@@ -55,7 +57,7 @@ func (c *compaction) extent(q *Queue, class uint8, e *extent, join bool) error {
 	}
 	q.mu.Unlock()
 	for _, r := range live {
-		if err := c.record(q, class, e, r, &join); err != nil {
+		if err := c.record(q, class, e, r, join); err != nil {
 			return err
 		}
 	}

@@ -55,7 +55,8 @@ const (
 // once, so that writing them again costs the device half of what a new file would. trim removes those that turn out to be too many.
 func (j *Journal) recycle() {
 	j.mu.Lock()
-	var remove []*slot
+	var remove, odd []*slot
+	size := j.reserveSize()
 	later := j.retired[:0]
 	changed := false
 	for _, g := range j.retired {
@@ -66,8 +67,10 @@ func (j *Journal) recycle() {
 			continue
 		case g.gone.Load():
 			remove = append(remove, s)
-		case len(j.reserve) < reserves && s.size == j.reserveSize():
-			j.reserve = append(j.reserve, s)
+		case s.size == j.o.SegmentBytes && s.size > size:
+			j.free = append(j.free, s)
+		case len(j.reserve)+len(odd) < reserves && s.size >= size:
+			odd = append(odd, s)
 		case s.size == j.o.SegmentBytes:
 			j.free = append(j.free, s)
 		default:
@@ -78,6 +81,13 @@ func (j *Journal) recycle() {
 	clear(j.retired[len(later):])
 	j.retired = later
 	j.mu.Unlock()
+	for _, s := range odd {
+		if j.cut(s, size) == nil {
+			j.mu.Lock()
+			j.reserve = append(j.reserve, s)
+			j.mu.Unlock()
+		}
+	}
 	j.removeSlots(remove)
 	if changed {
 		j.spaceFreed.Store(true)

@@ -265,6 +265,13 @@ func (w *world) checkQueue(name string, m *modelQueue) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	for _, l := range q.lanes {
+		for i := 1; l != nil && i < len(l.ext); i++ {
+			if a, b := &l.ext[i-1], &l.ext[i]; b.first <= a.last() {
+				w.t.Fatalf("%s after %s: %d to %d lies within %d to %d", name, w.last, b.first, b.last(), a.first, a.last())
+			}
+		}
+	}
 	asides, err := q.Aside()
 	if err != nil {
 		w.t.Fatalf("%s after %s: aside: %v", name, w.last, err)

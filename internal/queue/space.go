@@ -22,7 +22,7 @@ const (
 	reserveQueues = 256 // for so many queues; more need more
 )
 
-// reserveSize has room for a snapshot of all queues and what they have to say.
+// reserveSize has room for a snapshot of all queues and what they have to say. The caller holds mu.
 func (j *Journal) reserveSize() int64 {
 	return min(reserveBytes*int64(1+len(j.queues)/reserveQueues), j.o.SegmentBytes)
 }
@@ -91,23 +91,34 @@ func (j *Journal) cutFree(size int64, full error) (*slot, error) {
 	j.free = j.free[:n]
 	j.leastFree = min(j.leastFree, n)
 	j.mu.Unlock()
-	f, err := j.files.openFile(s.name, openWrite)
-	if errors.Is(err, fs.ErrNotExist) {
-		j.forgetSlot(s)
+	if j.cut(s, size) != nil {
 		return nil, full
 	}
+	return s, nil
+}
+
+// cut makes a free file smaller. One that cannot be is tried again later, or forgotten when it was removed.
+func (j *Journal) cut(s *slot, size int64) error {
+	if s.size <= size {
+		return nil
+	}
+	f, err := j.files.openFile(s.name, openWrite)
 	if err == nil {
 		err = errors.Join(f.truncate(size), f.sync(), f.Close())
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		j.forgetSlot(s)
+		return err
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if err != nil {
 		j.retired = append(j.retired, &segment{slot: s})
-		return nil, err
+		return err
 	}
 	j.slotBytes -= s.size - size
 	s.size, s.warm = size, min(s.warm, size)
-	return s, nil
+	return nil
 }
 
 func isFull(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, errBound) }
@@ -144,9 +155,11 @@ func (j *Journal) createSlot(size, least int64) (*slot, error) {
 	}
 }
 
-func (j *Journal) createSlotOf(size int64) (*slot, error) {
+func (j *Journal) createSlotOf(size int64) (*slot, error) { return j.create(size, j.o.MaxBytes) }
+
+func (j *Journal) create(size, bound int64) (*slot, error) {
 	j.mu.Lock()
-	if j.o.MaxBytes > 0 && j.slotBytes+size > j.o.MaxBytes {
+	if bound > 0 && j.slotBytes+size > bound {
 		j.mu.Unlock()
 		return nil, errBound
 	}
@@ -211,6 +224,9 @@ func (j *Journal) takeSlot(need int64, data bool) (*slot, error) {
 	j.mu.Unlock()
 	if s == nil {
 		s = j.takeFree(need, 0)
+	}
+	if s == nil && errors.Is(err, errBound) { // made lower than what is stored: nothing may leave without it
+		return j.create(max(reserveBytes, align(need, blockBytes)), 0)
 	}
 	if s == nil {
 		return nil, err

@@ -60,6 +60,9 @@ func (p *pack) last() uint64 { return p.seqs[len(p.seqs)-1] }
 // labels is what the hub counts of a pack beside its body and properties.
 func (p *pack) labels(m *queue.Message) int {
 	n := len(p.id) + len(".9") + len(contentType(m.Pack)) + len("utf-8") + len(m.Output)
+	if stamped(m) || stamped(&p.first) {
+		n += timeLength
+	}
 	for i := 10; i <= len(p.seqs)+1; i *= 10 {
 		n++
 	}
@@ -150,11 +153,11 @@ func (p *pack) due(idle bool) time.Time {
 // packID is $.mid of a pack: its first member's id, and how many it was made of.
 func packID(first string, n int) string { return first + "." + strconv.Itoa(n) }
 
-// message is the pack as the hub gets it. It has no time of its own: its members have.
+// message is the pack as the hub gets it; its time is that of its first member.
 // writers are of gzip; each takes 800 KB, and none is kept where none is used.
 func (p *pack) message(writers *sync.Pool) (queue.Message, error) {
 	m := p.first
-	m.Seq, m.ID, m.Properties, m.Payload, m.Accepted = p.unit(), p.id, p.properties, p.body, time.Time{}
+	m.Seq, m.ID, m.Properties, m.Payload = p.unit(), p.id, p.properties, p.body
 	m.ContentType, m.ContentEncoding = contentType(m.Pack), "utf-8"
 	if !m.Pack.Lines {
 		m.Payload = append(m.Payload[:len(m.Payload):len(m.Payload)], ']')

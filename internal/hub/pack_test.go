@@ -164,7 +164,11 @@ func (r *packRig) once(n int, without ...int) (packs int) {
 	members := map[string][]int{}
 	for _, m := range r.hub.Messages() {
 		var numbers []int
-		for _, e := range elements(r.t, m) {
+		all := elements(r.t, m)
+		if created, err := time.Parse(time.RFC3339, m.Properties["$.ctime"]); err != nil || created.UnixMilli() != all[0].Time {
+			r.t.Errorf("%s was created at %q, its first member at %d", m.ID, m.Properties["$.ctime"], all[0].Time)
+		}
+		for _, e := range all {
 			i := e.number(r.t)
 			numbers = append(numbers, i)
 			if id, known := under[i]; known && id != m.ID {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -248,6 +249,38 @@ func TestAliasesStandForTheirValue(t *testing.T) {
 }
 
 // A gateway starts before its first certificate is there.
+func TestRoutesWhoseTurnNeverComesAreNamed(t *testing.T) {
+	for _, tc := range []struct {
+		first, second string
+		covered       bool
+	}{
+		{"#", "sensors/+/telemetry", true},
+		{"sensors/#", "sensors", true},
+		{"sensors/+/telemetry", "sensors/a/telemetry", true},
+		{"sensors/+/telemetry", "sensors/+/telemetry", true},
+		{"sensors/+", "sensors/#", false},
+		{"sensors/a/telemetry", "sensors/+/telemetry", false},
+		{"+/+", "a", false},
+		{"+/#", "$SYS/a", false},
+		{"$SYS/#", "$SYS/a", true},
+		{"a/b", "a/b/c", false},
+	} {
+		path := filepath.Join(t.TempDir(), "c.yaml")
+		text := fmt.Sprintf("identities:\n  - {host_name: h.example.com, device_id: d, certificate: {cert: none, key: none}}\nroutes:\n  - {match: %q, to: d}\n  - {match: %q, to: d}\n", tc.first, tc.second)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c, err := Load(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := slices.ContainsFunc(c.Warnings, func(p Problem) bool { return p.Path == "routes[1].match" && p.Line == 5 })
+		if got != tc.covered {
+			t.Errorf("%s before %s: %v, want %v", tc.first, tc.second, got, tc.covered)
+		}
+	}
+}
+
 func TestMissingCertificatesAreWarnings(t *testing.T) {
 	c := load(t, "testdata/first-boot.good.yaml")
 	var got []string

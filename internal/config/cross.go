@@ -17,6 +17,7 @@ func (d *decoder) cross(c *Config) {
 	d.trust(c)
 	d.desiredIdentity(c)
 	d.routes(c)
+	d.shadowed(c.Routes)
 	d.listeners(c)
 	if q := c.Queue; q.MaxBytes > 0 && q.MaxBytes < 2*q.SegmentBytes {
 		d.report("queue.max_bytes", "%s is less than two segments of segment_bytes (%s)", sizeString(q.MaxBytes), sizeString(q.SegmentBytes))
@@ -87,6 +88,36 @@ func once(seen map[string]int, key string, i int) (first int, twice bool) {
 		seen[key] = i
 	}
 	return first, twice
+}
+
+// maxShadowed bounds how many routes are compared with each other.
+const maxShadowed = 1000
+
+// shadowed warns of routes whose turn never comes, because the first that matches wins.
+func (d *decoder) shadowed(routes []Route) {
+	levels := make([][]string, min(len(routes), maxShadowed))
+	for i := range levels {
+		levels[i] = strings.Split(routes[i].Match, "/")
+		if first := slices.IndexFunc(levels[:i], func(l []string) bool { return covers(l, levels[i]) }); first >= 0 {
+			d.warn(item("routes", i)+".match", "%s takes all of it before: the first route that matches wins", item("routes", first))
+		}
+	}
+}
+
+// covers says that the topic filter a matches whatever b matches.
+func covers(a, b []string) bool {
+	if strings.HasPrefix(b[0], "$") && a[0] != b[0] {
+		return false // wildcards leave such topics out
+	}
+	for i, l := range a {
+		switch {
+		case l == "#":
+			return true
+		case i >= len(b) || b[i] == "#" || l != "+" && l != b[i]:
+			return false
+		}
+	}
+	return len(a) == len(b)
 }
 
 func (d *decoder) routes(c *Config) {

@@ -210,6 +210,10 @@ func (c *checker) trust() {
 
 // local builds the listeners without binding them, which reads their files.
 func (c *checker) local() {
+	if err := silentFile(c.cfg); err != nil {
+		c.problems = append(c.problems, err)
+		return
+	}
 	router, err := newRouter(c.cfg)
 	if err != nil {
 		c.problems = append(c.problems, err)

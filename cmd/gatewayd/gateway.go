@@ -177,6 +177,9 @@ func makeStateDir(dir string) error {
 // openLocal binds the listeners. Messages that arrive before Run wait in the
 // kernel.
 func (g *gateway) openLocal(a *arrangement) error {
+	if err := silentFile(a.cfg); err != nil {
+		return err
+	}
 	router, err := newRouter(a.cfg)
 	if err != nil {
 		return &exitError{exitUsage, err}

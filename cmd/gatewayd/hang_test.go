@@ -1,6 +1,10 @@
 package main
 
 import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
 	"os"
 	"strings"
 	"testing"
@@ -101,5 +105,47 @@ func TestHungShareHoldsUpOneIdentity(t *testing.T) {
 	}
 	if d := time.Since(began); d > 15*time.Second {
 		t.Errorf("the stop took %s", d)
+	}
+}
+
+// TestHungFileOfAListener: a start with such a file fails at once and names the key, so that it is tried again; later on
+// handshakes go on with what was read, a reload says what is wrong, and a stop does not wait.
+func TestHungFileOfAListener(t *testing.T) {
+	t.Parallel()
+	s, hang := newSharePlant(t)
+	pair := must(s.ca.Issue(certtest.Leaf{CN: "gateway", DNS: []string{"127.0.0.1"}}))(t)
+	check(t, pair.Write(s.path("share/local.pem"), s.path("share/local.key")))
+	over := freeAddress(t)
+	s.listen(fmt.Sprintf("{listen: \"tls://%s\", tls: {cert: share/local.pem, key: share/local.key}}", over))
+	release := hang()
+	began := time.Now()
+	code, said := s.exitCode("run", "-c", "config.yaml")
+	if code != exitRunning || !strings.Contains(said, "downstream.mqtt[0].tls.cert: cannot be looked at") || time.Since(began) > 10*time.Second {
+		t.Errorf("exit code %d after %s:\n%s", code, time.Since(began), said)
+	}
+	release()
+	p := s.run()
+	handshake := func() error {
+		d := tls.Dialer{NetDialer: &net.Dialer{Timeout: 3 * time.Second}, Config: &tls.Config{RootCAs: s.ca.Pool()}}
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		c, err := d.DialContext(ctx, "tcp", over)
+		if err == nil {
+			c.Close()
+		}
+		return err
+	}
+	check(t, handshake())
+	hang()
+	for end := time.Now().Add(8 * time.Second); time.Now().Before(end); { // longer than two looks at the files are apart
+		check(t, handshake())
+	}
+	code, said = s.exitCode("reload", "-c", "config.yaml")
+	if code == 0 || !strings.Contains(said, "downstream.mqtt[0].tls.cert: cannot be looked at") {
+		t.Errorf("reload: %d %s", code, said)
+	}
+	began = time.Now()
+	if code := p.stop(); code != 0 || time.Since(began) > 15*time.Second {
+		t.Errorf("stopped with %d after %s", code, time.Since(began))
 	}
 }

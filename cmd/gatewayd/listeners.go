@@ -170,6 +170,17 @@ func tryListeners(cfg *config.Config, router *downstream.Router) error {
 	return errors.Join(errs...)
 }
 
+// silentFile is the first file of a listener or of the admin address whose file system does not answer; nil for none. Those
+// are read in one go and would hold everything up. What reads the files of identities waits for no longer than it must.
+func silentFile(cfg *config.Config) error {
+	for _, w := range cfg.Warnings {
+		if w.Silent && (strings.HasPrefix(w.Path, "downstream") || strings.HasPrefix(w.Path, "admin")) {
+			return errors.New(w.String())
+		}
+	}
+	return nil
+}
+
 // same tells whether a listener can go on under another configuration: all is as it
 // was, but for who may speak IoT Hub's dialect.
 func (m *mqttListener) same(c config.MQTT) bool {

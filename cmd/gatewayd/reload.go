@@ -57,6 +57,9 @@ func (g *gateway) use(cfg *config.Config, err error) (string, error) {
 	if err == nil {
 		err = fixedParts(old.cfg, cfg)
 	}
+	if err == nil {
+		err = silentFile(cfg)
+	}
 	var router *downstream.Router
 	if err == nil {
 		router, err = newRouter(cfg)

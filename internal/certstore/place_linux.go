@@ -68,7 +68,7 @@ func mountPoints(data []byte) map[string]mount {
 func servedType(name string) bool {
 	kind, _, _ := strings.Cut(name, ".")
 	switch kind {
-	case "nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse", "fuseblk", "9p", "ceph", "afs", "coda", "ocfs2", "gfs2", "lustre", "glusterfs", "vboxsf", "autofs":
+	case "nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse", "fuseblk", "9p", "ceph", "afs", "coda", "ocfs2", "gfs2", "lustre", "glusterfs", "vboxsf", "virtiofs", "autofs":
 		return true
 	}
 	return false

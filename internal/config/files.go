@@ -69,7 +69,8 @@ func (l *Looker) look(d *decoder) {
 	for i, f := range d.files {
 		switch a := all[i]; {
 		case a == nil:
-			d.warn(f.path, "cannot be looked at, a file system does not answer: %s", f.name)
+			d.warn(f.path, "cannot be looked at, its file system does not answer: %s", f.name)
+			d.warnings[len(d.warnings)-1].Silent = true
 		case os.IsNotExist(a.err):
 			f.missing(f.path, "no such file: %s", f.name)
 		case a.err != nil:

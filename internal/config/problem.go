@@ -16,6 +16,7 @@ type Problem struct {
 	Line   int    // from 1; 0 when it belongs to no line
 	Path   string // such as identities[1].queue.max_bytes; "" for the whole file
 	Reason string
+	Silent bool // a file could not be looked at: its file system does not answer
 }
 
 // String is one line: file:line: path: reason.

@@ -14,8 +14,12 @@ import (
 // certificates required; with a users file beside it they are optional.
 type TLSFiles struct{ Cert, Key, ClientCA string }
 
-// tlsRecheck is how often changed files are looked for, at most.
-const tlsRecheck = 5 * time.Second
+const (
+	// tlsRecheck is how often changed files are looked for, at most.
+	tlsRecheck = 5 * time.Second
+	// tlsPatience is how long a handshake waits for that.
+	tlsPatience = time.Second
+)
 
 // tlsReloader serves the newest readable version of its files, so that renewed
 // server certificates need no restart.
@@ -23,10 +27,11 @@ type tlsReloader struct {
 	files    TLSFiles
 	optional bool // client certificates
 
-	mu      sync.Mutex
-	checked time.Time
-	stamps  [3]stamp
-	config  *tls.Config
+	mu       sync.Mutex
+	checked  time.Time
+	checking chan struct{} // closed when a look at the files has ended; nil: none is under way
+	stamps   [3]stamp
+	config   *tls.Config
 }
 
 type stamp struct {
@@ -86,30 +91,41 @@ func (r *tlsReloader) stat() (s [3]stamp) {
 }
 
 // current is the newest configuration that loaded. Files that do not load, for
-// instance because a renewal is half way through, leave the old one in place.
+// instance because a renewal is half way through, leave the old one in place, and so
+// do those that hang: one look hangs, and handshakes do not.
 func (r *tlsReloader) current() *tls.Config {
 	r.mu.Lock()
-	due := time.Since(r.checked) >= tlsRecheck
-	if due {
-		r.checked = time.Now()
+	if r.checking == nil && time.Since(r.checked) >= tlsRecheck {
+		ended := make(chan struct{})
+		r.checking = ended
+		go r.check(ended, r.stamps) // nobody can wait for one that hangs
+		r.mu.Unlock()
+		late := time.NewTimer(tlsPatience)
+		defer late.Stop()
+		select {
+		case <-ended:
+		case <-late.C:
+		}
+		r.mu.Lock()
 	}
-	config, stamps := r.config, r.stamps
-	r.mu.Unlock()
-	if !due {
-		return config
-	}
+	defer r.mu.Unlock()
+	return r.config
+}
+
+// check looks at the files and takes what is new.
+func (r *tlsReloader) check(ended chan<- struct{}, stamps [3]stamp) {
 	now := r.stat()
-	if now == stamps {
-		return config
-	}
-	fresh, err := r.load()
-	if err != nil {
-		return config
+	var fresh *tls.Config
+	if now != stamps {
+		fresh, _ = r.load() // the old one stays in place
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.config, r.stamps = fresh, now
-	return fresh
+	if fresh != nil {
+		r.config, r.stamps = fresh, now
+	}
+	r.checked, r.checking = time.Now(), nil
+	close(ended)
 }
 
 // serverConfig is for listeners that keep one configuration for good.

@@ -3,6 +3,7 @@ package hub
 import (
 	"context"
 	"crypto/x509"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"gatewayd/internal/certstore"
+	"gatewayd/internal/certstore/certtest"
 )
 
 func TestStepOfTheClockEndsTheWaitForATrustedServer(t *testing.T) {
@@ -40,6 +42,26 @@ func TestStepOfTheClockEndsTheWaitForATrustedServer(t *testing.T) {
 					t.Errorf("waited %v", time.Since(start))
 				}
 			})
+		})
+	}
+}
+
+func TestOtherRootsEndTheWaitForATrustedServer(t *testing.T) {
+	for _, tt := range []struct {
+		kind Kind
+		wake bool
+	}{{Untrusted, true}, {Refused, false}} {
+		synctest.Test(t, func(t *testing.T) {
+			var pool atomic.Pointer[x509.CertPool]
+			pool.Store(x509.NewCertPool())
+			s := newSession(Config{Identity: Identity{Name: "press-7"}, Roots: pool.Load}, newBox(), &memoryStore{changed: make(chan struct{}, 1)}, NewPacer(Pace{}), zap.NewNop())
+			time.AfterFunc(time.Minute, func() { pool.Store(x509.NewCertPool()) }) // the same
+			time.AfterFunc(5*time.Minute, func() { pool.Store(must(certtest.NewCA("the hub's")).Pool()) })
+			start := time.Now()
+			s.pause(t.Context(), 30*time.Minute, tt.kind)
+			if d := time.Since(start); tt.wake != (d >= 5*time.Minute && d < 6*time.Minute) {
+				t.Errorf("%s: waited %v", tt.kind, d)
+			}
 		})
 	}
 }

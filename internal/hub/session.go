@@ -2,6 +2,7 @@ package hub
 
 import (
 	"context"
+	"crypto/x509"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -283,10 +284,18 @@ func (s *Session) report(e *ending, wait time.Duration) {
 // pause waits before the next attempt. A credential that was not there when the
 // attempt failed ends the wait, once: it may be the remedy. It does not when the
 // trouble is another client. When the hub was not trusted the time may have been
-// wrong: then a clock that stepped, which the store signals too, is a remedy.
+// wrong: then a clock that stepped, which the store signals too, is a remedy. So are
+// other roots.
 func (s *Session) pause(ctx context.Context, wait time.Duration, k Kind) {
 	t := time.NewTimer(wait)
 	defer t.Stop()
+	var look <-chan time.Time
+	var roots *x509.CertPool
+	if k == Untrusted {
+		ticker := time.NewTicker(rootsEvery)
+		defer ticker.Stop()
+		look, roots = ticker.C, s.cfg.Roots()
+	}
 	before, clock := s.credentials(), s.cfg.Clock.Generation()
 	for {
 		select {
@@ -294,6 +303,11 @@ func (s *Session) pause(ctx context.Context, wait time.Duration, k Kind) {
 			return
 		case <-t.C:
 			return
+		case <-look:
+			if !roots.Equal(s.cfg.Roots()) {
+				s.backoff.progress()
+				return
+			}
 		case <-s.creds.Changed():
 			if k == Untrusted && s.cfg.Clock.Generation() != clock {
 				s.backoff.progress()
@@ -308,6 +322,10 @@ func (s *Session) pause(ctx context.Context, wait time.Duration, k Kind) {
 		}
 	}
 }
+
+// rootsEvery is how often it is looked whether the roots have changed, while a wait
+// depends on them.
+const rootsEvery = 2 * time.Second
 
 // credentials names what could be dialled with.
 func (s *Session) credentials() string {

@@ -227,12 +227,14 @@ func (c *compaction) apply(sources []*segment) {
 			x := moved[runKey{q.id, l.class}]
 			l.replace(c.from, x)
 			for i := range x {
-				for _, r := range x[i].run.all(x[i].count) {
+				recs := x[i].run.all(x[i].count)
+				for _, r := range recs {
 					if l.waits(x[i].first + uint64(r.seq)) {
 						c.g.live.Add(1)
 						c.g.liveBytes.Add(int64(r.size))
 					}
 				}
+				l.forgetLeftOut(&x[i], recs)
 			}
 			for i := range l.ext {
 				if l.ext[i].seg == c.g {

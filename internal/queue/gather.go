@@ -55,7 +55,12 @@ func (c *compaction) extent(q *Queue, class uint8, e *extent, join *bool) error 
 			live = append(live, r)
 		}
 	}
+	lost := l.missing(e, recs)
 	q.mu.Unlock()
+	for _, seq := range lost {
+		q.remove(class, seq, dropDamage)
+		c.j.countDamage(1)
+	}
 	for _, r := range live {
 		if err := c.record(q, class, e, r, join); err != nil {
 			return err

@@ -127,6 +127,18 @@ func (l *lane) forgetAhead() {
 	}
 }
 
+// forgetLeftOut drops what is noted about records within e that compaction left out.
+func (l *lane) forgetLeftOut(e *extent, recs []rec) {
+	for s := range l.ahead {
+		if s < e.first || s > e.last() {
+			continue
+		}
+		if i := sort.Search(len(recs), func(i int) bool { return e.first+uint64(recs[i].seq) >= s }); i == len(recs) || e.first+uint64(recs[i].seq) != s {
+			delete(l.ahead, s)
+		}
+	}
+}
+
 // find returns the place of seq in the window.
 func (l *lane) find(seq uint64) (int, bool) {
 	return slices.BinarySearchFunc(l.win, seq, func(e entry, s uint64) int {

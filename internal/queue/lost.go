@@ -25,8 +25,9 @@ func (j *Journal) gone(g *segment, err error) bool {
 	if err != nil || slices.Contains(names, filepath.Base(g.slot.name)) {
 		return false
 	}
+	there := func(s *slot) bool { return slices.Contains(names, filepath.Base(s.name)) }
 	j.mu.Lock()
-	others := slices.ContainsFunc(j.segments, func(o *segment) bool { return slices.Contains(names, filepath.Base(o.slot.name)) })
+	others := slices.ContainsFunc(j.segments, func(o *segment) bool { return there(o.slot) }) || slices.ContainsFunc(j.free, there) || slices.ContainsFunc(j.reserve, there)
 	j.mu.Unlock()
 	if others && !g.gone.Swap(true) {
 		j.report(Event{Kind: EventMissing, File: g.slot.name})
@@ -103,28 +104,28 @@ func (q *Queue) settleLossLocked(l *lane, e *extent, recs []rec) {
 	if len(recs) >= int(e.count) {
 		return
 	}
-	var haveBytes uint32
-	n, size := int64(e.count), int64(e.bytes)
+	n, size := l.expects(e)
+	var have uint32
 	for i := range recs {
-		haveBytes += recs[i].size
-	}
-	if e.first <= l.seen || len(l.ahead) > 0 {
-		n, size = l.expectsLocked(e)
-	}
-	e.count, e.bytes = uint16(len(recs)), haveBytes
-	for i := range recs {
+		have += recs[i].size
 		if seq := e.first + uint64(recs[i].seq); l.waits(seq) && seq > l.seen {
 			n--
 			size -= int64(recs[i].size)
 		}
 	}
+	e.count, e.bytes = uint16(len(recs)), have
 	q.takeLostLocked(l, e.seg, max(n, 0), max(size, 0))
 }
 
-// expectsLocked is how much of e waits and is not in the window yet: what the lane counts and does not have elsewhere. Sizes are about right only where some
-// left out of order.
-func (l *lane) expectsLocked(e *extent) (n, size int64) {
-	n, size = l.count, l.bytes
+// expects is how much of e waits beyond the window. Where some of it left out of order the size is a guess, which squareLocked makes up for.
+func (l *lane) expects(e *extent) (n, size int64) {
+	if e.last() <= l.seen {
+		return 0, 0
+	}
+	if e.first > l.seen {
+		return l.beyond(e)
+	}
+	n, size = l.count, l.bytes // of which the rest is elsewhere
 	for i := range l.win {
 		if !l.win[i].left {
 			n--
@@ -132,20 +133,36 @@ func (l *lane) expectsLocked(e *extent) (n, size int64) {
 		}
 	}
 	for i := range l.ext {
-		x := &l.ext[i]
-		if x.first == e.first || x.first <= l.seen {
-			continue
+		if x := &l.ext[i]; x.first > e.first {
+			m, b := l.beyond(x)
+			n -= m
+			size -= b
 		}
-		left := int64(0)
-		for s := range l.ahead {
-			if s >= x.first && s <= x.last() {
-				left++
-			}
-		}
-		n -= max(int64(x.count)-left, 0)
-		size -= int64(x.bytes)
 	}
 	return min(n, int64(e.count)), min(size, int64(e.bytes))
+}
+
+// beyond is expects for an extent of which nothing is in the window.
+func (l *lane) beyond(e *extent) (n, size int64) {
+	n = int64(e.count)
+	for s := range l.ahead {
+		if s >= e.first && s <= e.last() && n > 0 {
+			n--
+		}
+	}
+	return n, int64(e.bytes) * n / max(int64(e.count), 1)
+}
+
+// squareLocked takes what a guess left over out of the books of a lane that is empty.
+func (q *Queue) squareLocked(l *lane) {
+	if l.count != 0 || l.bytes == 0 {
+		return
+	}
+	if l.class != asideClass {
+		q.bytes -= l.bytes
+	}
+	q.j.liveBytes.Add(-l.bytes)
+	l.bytes = 0
 }
 
 func (q *Queue) takeLostLocked(l *lane, g *segment, n, size int64) {
@@ -166,4 +183,18 @@ func (q *Queue) takeLostLocked(l *lane, g *segment, n, size int64) {
 	g.liveBytes.Add(-size)
 	q.markDirtyLocked()
 	q.j.countDamage(uint64(n))
+}
+
+// missing lists what waits in the window and is in none of recs, which is what is left of e.
+func (l *lane) missing(e *extent, recs []rec) (lost []uint64) {
+	for i := range l.win {
+		w := &l.win[i]
+		if w.left || w.seg != e.seg || w.seq < e.first || w.seq > e.last() {
+			continue
+		}
+		if !slices.ContainsFunc(recs, func(r rec) bool { return e.first+uint64(r.seq) == w.seq }) {
+			lost = append(lost, w.seq)
+		}
+	}
+	return lost
 }

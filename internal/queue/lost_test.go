@@ -2,6 +2,7 @@ package queue
 
 import (
 	"bytes"
+	"fmt"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -223,5 +224,97 @@ func TestPipesAndTheLikeInThePlaceOfFiles(t *testing.T) {
 	}
 	if _, err := os.Lstat(filepath.Join(dir, "000000ab.jnl")); err != nil {
 		t.Error(err)
+	}
+}
+
+// bereft is a world from which files are removed.
+type bereft struct {
+	*world
+	lost map[string]map[uint64]*modelMessage // by queue: what was in them; it need not be there any more, but may as long as it is in memory
+}
+
+// remove takes a sealed file away.
+func (b *bereft) remove() {
+	var some []*segment
+	for _, g := range b.j.segments {
+		if g.sealed.Load() && g.live.Load() > 0 {
+			some = append(some, g)
+		}
+	}
+	if len(some) == 0 || b.j.w.seg == nil {
+		return
+	}
+	g := some[b.rnd(len(some))]
+	b.j.files.shed()
+	b.fs.remove(g.slot.name)
+	b.last += " and removing " + g.slot.name
+	for name, q := range b.j.queues {
+		if b.lost[name] == nil {
+			b.lost[name] = map[uint64]*modelMessage{}
+		}
+		for _, l := range q.lanes {
+			for i := 0; l != nil && i < len(l.ext); i++ {
+				for e, seq := &l.ext[i], l.ext[i].first; e.seg == g && seq <= e.last(); seq++ {
+					if m := b.queue(name).must[seq]; m != nil && m.class == l.class {
+						b.lost[name][seq] = m
+					}
+				}
+			}
+		}
+	}
+	b.mourn()
+}
+
+func (b *bereft) mourn() {
+	for name, lost := range b.lost {
+		m := b.queue(name)
+		for seq, mm := range lost {
+			delete(m.must, seq)
+			m.may[seq] = mm
+		}
+	}
+}
+
+// TestHistoriesWithRemovedFiles: everything else is delivered, and in the end the books are balanced.
+func TestHistoriesWithRemovedFiles(t *testing.T) {
+	for seed := range uint64(histories() / 20) {
+		r := rand.New(rand.NewPCG(seed, 99))
+		b := &bereft{newWorld(t, r.IntN), map[string]map[uint64]*modelMessage{}}
+		b.damaged, b.roughly = true, true
+		b.mustOpen()
+		for range 3 + r.IntN(10) {
+			b.step([]int{0, 1, 3, 4, 5, 9, 12, 12, 12}[r.IntN(9)])
+			b.append("oven", 0, 1, 10)
+			b.mourn()
+			if r.IntN(2) == 0 {
+				b.remove() // what compaction has in memory it may put to the disk again
+				if r.IntN(3) == 0 {
+					b.chores()
+				}
+			}
+			b.check()
+			b.mourn()
+		}
+		b.last += fmt.Sprintf(" (seed %d)", seed)
+		for name := range b.qs {
+			b.ack(name, 100_000, false)
+		}
+		for range 6 {
+			b.turn()
+		}
+		for name, q := range b.j.queues {
+			if s := q.Stats(); s.Messages != 0 || s.Bytes != 0 {
+				t.Fatalf("after %s: %s is empty and says %+v", b.last, name, s)
+			}
+		}
+		if s := b.j.Stats(); s.Segments > 3 || b.j.liveBytes.Load() != 0 {
+			t.Fatalf("after %s: nothing waits: %+v, %d", b.last, s, b.j.liveBytes.Load())
+		}
+		b.close()
+		b.settleMay()
+		b.mourn()
+		b.mustOpen()
+		b.check()
+		b.close()
 	}
 }

@@ -28,6 +28,7 @@ type world struct {
 	n               int
 	qs              map[string]*modelQueue
 	damaged         bool                     // on purpose
+	roughly         bool                     // sizes are a guess
 	compacted, torn uint64                   // of the journals closed so far
 	again           map[string]*modelMessage // acknowledged, by queue and sequence: damage may bring them back
 	last            string                   // what was done last, for messages
@@ -327,7 +328,7 @@ func (w *world) checkQueue(name string, m *modelQueue) {
 		w.t.Fatalf("%s after %s: message %d (%s) was being set aside or put back and is in neither place", name, w.last, orig, mm.id)
 	}
 	s := q.Stats()
-	if s.Messages != n || s.Bytes != bytesSum {
+	if s.Messages != n || s.Bytes != bytesSum && !w.roughly {
 		w.t.Fatalf("%s after %s: stats say %d messages, %d bytes; read %d, %d", name, w.last, s.Messages, s.Bytes, n, bytesSum)
 	}
 }

@@ -418,6 +418,11 @@ func (q *Queue) Stats() Stats {
 	age := q.oldestAge()
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	for _, l := range &q.lanes {
+		if l != nil {
+			q.squareLocked(l)
+		}
+	}
 	s := Stats{Messages: q.msgs, Bytes: q.bytes, OldestAge: age, Appended: q.appended, Acked: q.acked, Aside: q.asides, NextSeq: q.next, DamagedReads: q.failed, Dropped: map[string]uint64{}}
 	for i, n := range q.drops {
 		s.Dropped[dropReasons[i]] = n

@@ -131,6 +131,7 @@ func (q *Queue) recountExtent(l *lane, e *extent, gaps []uint64) error {
 				bytes += int64(r.size)
 			}
 		}
+		l.forgetLeftOut(e, recs)
 	}
 	l.count += n
 	l.bytes += bytes

@@ -1,15 +1,19 @@
 package main
 
 import (
+	"crypto/tls"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"gatewayd/internal/certstore/certtest"
 	"gatewayd/internal/hub/hubtest"
 )
 
@@ -96,4 +100,45 @@ func TestReloadChangesTheWayOut(t *testing.T) {
 	}
 	over("mqtt-ws")
 	p.stop()
+}
+
+// TestBoxThatTakes8883ApartLeadsTo443: log and status name it, and the identity works.
+func TestBoxThatTakes8883ApartLeadsTo443(t *testing.T) {
+	t.Parallel()
+	s := newPlant(t, hubtest.Options{WebSocket: "127.0.0.1:0"}, "press-7")
+	ca := must(certtest.NewCA("helpful proxy"))(t)
+	pair := must(ca.Issue(certtest.Leaf{CN: s.hub.HostName(), DNS: []string{s.hub.HostName()}}))(t)
+	cert := must(tls.X509KeyPair(pair.CertPEM, pair.KeyPEM))(t)
+	box := must(tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{cert}}))(t)
+	var trusted atomic.Int32
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			c, err := box.Accept()
+			if err != nil {
+				return
+			}
+			if c.(*tls.Conn).HandshakeContext(t.Context()) == nil {
+				trusted.Add(1)
+			}
+			c.Close()
+		}
+	})
+	t.Cleanup(func() { box.Close(); serving.Wait() })
+	s.writeConfig("hub: {trust: [hub-ca.pem], system_roots: false, transport: auto}\n")
+	config := string(must(os.ReadFile(s.path("config.yaml")))(t))
+	config = strings.Replace(config, "address: "+s.hub.Addr(), "address: "+box.Addr().String()+"\n    websocket_address: "+s.hub.WebSocketAddr(), 1)
+	s.write("config.yaml", config)
+	p := s.run()
+	eventually(t, 20*time.Second, "connected over the other port", func() bool {
+		id, ok := s.identityStatus("press-7")
+		return ok && id.Connected && id.FirstFault == "" && id.Transport == "mqtt-ws" && strings.Contains(id.Detour, "CN=helpful proxy")
+	})
+	code, out := s.exitCode("status", "-c", "config.yaml")
+	if code != 0 || !strings.Contains(out, "not over mqtt: tls: the server's certificate comes from an unknown authority: CN=helpful proxy") {
+		t.Errorf("exit code %d:\n%s", code, out)
+	}
+	if n := strings.Count(p.log.String(), "the hub cannot be reached over mqtt, mqtt-ws is taken"); n != 1 || trusted.Load() > 0 {
+		t.Errorf("said %d times; the box was trusted %d times", n, trusted.Load())
+	}
 }

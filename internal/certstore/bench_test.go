@@ -10,17 +10,28 @@ import (
 	"gatewayd/internal/certstore/certtest"
 )
 
-// BenchmarkPoll is one look at unchanged files, which every identity takes each ten seconds.
+// BenchmarkPoll is one look at unchanged files, which every identity takes each ten seconds, without and with a share that
+// may hang on the way.
 func BenchmarkPoll(b *testing.B) {
-	r := newRig(b)
-	r.put(certtest.Leaf{})
-	r.open()
-	f := &follower{subject: r.store, w: NewWatcher(WatcherOptions{PollOnly: true}), judged: r.store.first()}
-	b.ReportAllocs()
-	for b.Loop() {
-		now := time.Now()
-		f.compare(now)
-		f.tick(now)
+	for _, of := range []struct {
+		name  string
+		table map[string]mount
+	}{{"local", map[string]mount{"/": {"8:1", false}}}, {"share", map[string]mount{"/": {"0:30", true}}}} {
+		b.Run(of.name, func(b *testing.B) {
+			r := newRig(b)
+			r.put(certtest.Leaf{})
+			r.open()
+			w := NewWatcher(WatcherOptions{PollOnly: true})
+			w.table = func() map[string]mount { return of.table }
+			f := &follower{subject: r.store, w: w, judged: r.store.first()}
+			b.ReportAllocs()
+			for b.Loop() {
+				now := time.Now()
+				f.w.approach(f)
+				f.compare(now)
+				f.tick(now)
+			}
+		})
 	}
 }
 

@@ -12,7 +12,7 @@ const (
 	// reads the file has its own way to deal with that. lookers is how many folders are looked into at the same time; one
 	// that hangs holds a thread.
 	lookLimit = 2 * time.Second
-	lookers   = 64
+	lookers   = 32
 )
 
 // named is a file that must be there when the whole configuration has been read.

@@ -10,8 +10,10 @@
 //   - An identity that is never drained keeps the space of its messages and nobody else's.
 //   - Damage is limited to the touched records, counted, reported, and its bytes are kept in damaged/ for inspection. What is intact before and after it
 //     is delivered.
-//   - A file that may not be opened at a start is named and left alone. Its messages do not count as lost: they are delivered after the first start that can
-//     read it, in their order, whatever the queues did meanwhile.
+//   - A file that may not be opened at a start, or whose beginning the device cannot read, is named and left alone. Its messages do not count as lost: they
+//     are delivered after the first start that can read it, in their order, whatever the queues did meanwhile.
+//   - A file that somebody removes while the journal runs takes its messages with it, counted as damage. What the device cannot read for a minute, while it reads
+//     elsewhere, is given up likewise. Neither stops anything else.
 //   - A disk that is full, read-only or failing, or a process without free descriptors, stops appends with ErrDisk; reading and acknowledging go on, and appends
 //     work again when the cause goes. Under DropOldest a full disk makes the oldest messages leave until it takes the newest again.
 //

@@ -225,3 +225,48 @@ func TestEveryBlockMayBeLost(t *testing.T) {
 	}
 	t.Logf("%d holes, %d of %d messages lost at a time on average", holes, lost/max(holes, 1), len(all))
 }
+
+// TestEveryBlockMayBeUnreadable has the device fail for every block of every file in turn: the journal opens, says so, and delivers what lies elsewhere. A file
+// whose beginning cannot be read is left for a start that can.
+func TestEveryBlockMayBeUnreadable(t *testing.T) {
+	w, all := lived(t)
+	files := maps.Clone(w.fs.files)
+	waited := 0
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		data := files[name].data
+		used := len(bytes.TrimRight(data, "\x00"))
+		for off := 0; off < used; off += blockBytes {
+			w.on(files, name, slices.Clone(data))
+			w.fs.bad = memRange{name, int64(off), int64(off + blockBytes)}
+			w.last = fmt.Sprintf("block %d of %s cannot be read", off, name)
+			events, unreadable := 0, false
+			w.o.Report = func(e Event) { events++; unreadable = unreadable || e.Kind == EventUnreadable }
+			w.hurry = true
+			missing := len(all) - len(w.read(t, all))
+			w.hurry = false
+			touched := 0
+			for _, m := range all {
+				if at := bytes.Index(data, m.payload); at >= 0 && (unreadable || at+len(m.payload)+64 > off && at-64 < off+blockBytes) {
+					touched++
+				}
+			}
+			if missing > touched+shareLeast-1 {
+				t.Fatalf("%s: %d messages are gone, %d were hit", w.last, missing, touched)
+			}
+			w.j.commit(true)
+			w.j.Close()
+			if !unreadable {
+				continue
+			}
+			waited++
+			w.fs.bad, w.fs.locked = memRange{}, false
+			if n := len(w.read(t, all)); n < len(all) {
+				t.Fatalf("%s: %d of %d messages when it can be read again", w.last, n, len(all))
+			}
+			w.j.Close()
+		}
+	}
+	if waited == 0 {
+		t.Error("no file was left for later")
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"slices"
+	"syscall"
 )
 
 // loadIndex reads the directory of a sealed segment's index; ok is false when there is none that checks.
@@ -50,16 +51,20 @@ type runKey struct {
 	class uint8
 }
 
-// scanRuns rebuilds what the index would say from the records themselves.
-func (j *Journal) scanRuns(g *segment, visit func(qid uint32, class uint8, e extent)) error {
+// scanRuns rebuilds what the index would say from the records themselves. It returns how many places are damaged and how many blocks could not
+// be read.
+func (j *Journal) scanRuns(g *segment, visit func(qid uint32, class uint8, e extent)) (damaged, bad int, err error) {
 	f, release, err := j.files.get(g.slot)
 	if err != nil {
-		return err
+		return 0, 0, err
 	}
 	defer release()
 	lanes := map[runKey]*lane{}
 	s := scanner{f: f, salt: g.salt, size: g.slot.size, end: g.end.Load()}
-	s.damage = func(off, end int64) { j.damaged(g, off, end) }
+	s.damage = func(off, end int64) {
+		damaged++
+		j.damaged(g, off, end)
+	}
 	s.visit = func(it *scanned) {
 		if it.kind != itemMessage {
 			return
@@ -74,7 +79,7 @@ func (j *Journal) scanRuns(g *segment, visit func(qid uint32, class uint8, e ext
 	}
 	end, err := s.run()
 	if err != nil {
-		return err
+		return damaged, s.bad, err
 	}
 	g.end.Store(end)
 	for k, l := range lanes {
@@ -82,7 +87,7 @@ func (j *Journal) scanRuns(g *segment, visit func(qid uint32, class uint8, e ext
 			visit(k.qid, k.class, e)
 		}
 	}
-	return nil
+	return damaged, s.bad, nil
 }
 
 // findEnd walks a segment of which nothing is known but its header.
@@ -101,10 +106,10 @@ func (j *Journal) findEnd(g *segment) error {
 // unfinished: a segment of a compaction whose index does not check; when the originals are there too, they count.
 func (s *segment) unfinished() bool { return s.cold && s.footer.Load() == 0 }
 
-// rescan finds the records of one extent without the index.
-func (j *Journal) rescan(g *segment, qid uint32, class uint8, first, last uint64) ([]rec, error) {
+// rescan finds the records of one extent without the index: all of them, or at last those that can be read.
+func (j *Journal) rescan(g *segment, qid uint32, class uint8, first, last uint64, atLast bool) ([]rec, error) {
 	var recs []rec
-	err := j.scanRuns(g, func(id uint32, c uint8, e extent) {
+	_, bad, err := j.scanRuns(g, func(id uint32, c uint8, e extent) {
 		if id != qid || c != class {
 			return
 		}
@@ -116,6 +121,9 @@ func (j *Journal) rescan(g *segment, qid uint32, class uint8, first, last uint64
 		}
 	})
 	slices.SortFunc(recs, func(a, b rec) int { return cmp.Compare(a.seq, b.seq) })
+	if err == nil && bad > 0 && !atLast {
+		return nil, syscall.EIO
+	}
 	return recs, err
 }
 

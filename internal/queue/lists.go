@@ -35,7 +35,7 @@ func (j *Journal) readList(q *Queue, class uint8, e *extent) ([]rec, error) {
 	_, err = f.ReadAt(b, e.seg.footer.Load()+int64(e.list))
 	release()
 	if err != nil && !errors.Is(err, io.EOF) {
-		if recs, scanErr := j.rescan(e.seg, q.id, class, e.first, e.last()); scanErr == nil {
+		if recs, scanErr := j.rescan(e.seg, q.id, class, e.first, e.last(), false); scanErr == nil {
 			return recs, nil
 		}
 		return nil, j.readFailed(err)
@@ -48,5 +48,9 @@ func (j *Journal) readList(q *Queue, class uint8, e *extent) ([]rec, error) {
 		return recs, nil
 	}
 	j.report(Event{Kind: EventDamage, File: e.seg.slot.name, Offset: e.seg.footer.Load() + int64(e.list), Reason: "index"})
-	return j.rescan(e.seg, q.id, class, e.first, e.last())
+	recs, err := j.rescan(e.seg, q.id, class, e.first, e.last(), false)
+	if err != nil {
+		err = j.readFailed(err)
+	}
+	return recs, err
 }

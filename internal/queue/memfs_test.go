@@ -22,8 +22,14 @@ type memFS struct {
 	calls  int
 	fault  func(n int, call, name string) error // nil = all is well
 	locked bool
-	limit  int64 // bytes for all files; 0 = no limit
-	dead   bool  // the power is off: every call fails
+	limit  int64    // bytes for all files; 0 = no limit
+	dead   bool     // the power is off: every call fails
+	bad    memRange // cannot be read
+}
+
+type memRange struct {
+	name     string
+	from, to int64
 }
 
 type memFile struct {
@@ -226,6 +232,9 @@ func (h *memHandle) ReadAt(b []byte, off int64) (int, error) {
 	}
 	if off >= int64(len(h.f.data)) {
 		return 0, io.EOF
+	}
+	if m.bad.name == h.name && off < m.bad.to && off+int64(len(b)) > m.bad.from {
+		return 0, &fs.PathError{Op: "read", Path: h.name, Err: syscall.EIO}
 	}
 	n := copy(b, h.f.data[off:])
 	if n < len(b) {

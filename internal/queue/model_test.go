@@ -29,6 +29,7 @@ type world struct {
 	qs              map[string]*modelQueue
 	damaged         bool                     // on purpose
 	roughly         bool                     // sizes are a guess
+	hurry           bool                     // what cannot be read has been tried for long
 	compacted, torn uint64                   // of the journals closed so far
 	again           map[string]*modelMessage // acknowledged, by queue and sequence: damage may bring them back
 	last            string                   // what was done last, for messages

@@ -116,8 +116,11 @@ func (q *Queue) fillLane(class uint8) error {
 	q.mu.Unlock()
 	defer x.seg.unpin()
 	recs, err := q.j.readList(q, class, &x)
-	if err != nil && !q.givesUp(x.seg, err) {
-		return err
+	if err != nil {
+		if !q.givesUp(x.seg, err) {
+			return err
+		}
+		recs, _ = q.j.rescan(x.seg, q.id, class, x.first, x.last(), true)
 	}
 	q.mu.Lock()
 	var emptied *segment

@@ -2,9 +2,11 @@ package queue
 
 import (
 	"cmp"
+	"errors"
 	"maps"
 	"slices"
 	"strconv"
+	"syscall"
 )
 
 // queues puts the state of every queue together and counts what waits.
@@ -116,6 +118,9 @@ func (q *Queue) recountExtent(l *lane, e *extent, gaps []uint64) error {
 	k, _ := slices.BinarySearch(gaps, e.first)
 	if e.first <= l.water || (k < len(gaps) && gaps[k] <= e.last()) {
 		recs, err := q.recsOf(l, e)
+		if errors.Is(err, syscall.EIO) {
+			recs, err = q.j.rescan(e.seg, q.id, l.class, e.first, e.last(), true)
+		}
 		if err != nil {
 			return err
 		}

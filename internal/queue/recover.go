@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 const lockName = "lock"
@@ -22,6 +23,7 @@ type found struct {
 	ok     bool // the header checks
 	used   bool
 	unread bool // may not be read
+	err    error
 }
 
 // recovery is what Open learns.
@@ -108,14 +110,13 @@ func (r *recovery) inventory() error {
 			j.nextSeg.Store(max(j.nextSeg.Load(), x.head.id))
 		}
 	}
-	return nil
+	return r.allBad()
 }
 
 func (r *recovery) readHeader(x *found) error {
 	f, err := r.j.fs.open(x.slot.name, openRead)
-	if errors.Is(err, fs.ErrPermission) {
-		r.j.report(Event{Kind: EventUnreadable, File: x.slot.name, Err: err})
-		x.used, x.unread = true, true // never overwritten
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EIO) {
+		r.unreadable(x, err)
 		return nil
 	}
 	if errors.Is(err, errNotAFile) {
@@ -137,14 +138,36 @@ func (r *recovery) readHeader(x *found) error {
 	}
 	b := make([]byte, blockBytes)
 	n, err := f.ReadAt(b, 0)
-	if err != nil && !errors.Is(err, io.EOF) {
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, syscall.EIO) {
 		return err
 	}
 	if x.head, x.ok = parseSegBlock(b[:n]); x.ok {
 		return nil
 	}
+	bad := err
 	if x.head, x.ok, err = rebuildHeader(f); x.ok {
 		r.j.report(Event{Kind: EventDamage, File: x.slot.name, Reason: "segment header"})
+	} else if bad = errors.Join(bad, err); errors.Is(bad, syscall.EIO) {
+		r.unreadable(x, bad)
+		return nil
+	}
+	return err
+}
+
+// unreadable leaves a file alone that cannot be read at the moment.
+func (r *recovery) unreadable(x *found, err error) {
+	r.j.report(Event{Kind: EventUnreadable, File: x.slot.name, Err: err})
+	x.used, x.unread, x.ok, x.err = true, true, false, err // never overwritten
+}
+
+// allBad says that the disk cannot be read at all: no time to begin anew on it.
+func (r *recovery) allBad() error {
+	var err error
+	for _, x := range r.files {
+		if !x.unread || !errors.Is(x.err, syscall.EIO) {
+			return nil
+		}
+		err = x.err
 	}
 	return err
 }
@@ -161,6 +184,10 @@ func (r *recovery) journal() error {
 	root := len(normal)
 	for i, x := range normal {
 		ok, err := r.hasSnapshot(x)
+		if errors.Is(err, syscall.EIO) {
+			r.unreadable(x, err)
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -172,6 +199,9 @@ func (r *recovery) journal() error {
 	r.whole = root < len(normal)
 	r.j.rolling = root > 0 && len(normal) > 0
 	for i := min(root, len(normal)-1); i >= 0; i-- {
+		if normal[i].unread {
+			continue
+		}
 		if err := r.read(normal[i], i == root); err != nil {
 			return err
 		}

@@ -2,7 +2,9 @@ package queue
 
 import (
 	"cmp"
+	"errors"
 	"slices"
+	"syscall"
 	"time"
 )
 
@@ -30,7 +32,10 @@ func (r *recovery) segments() error {
 		if have[id] {
 			continue
 		}
-		if err := r.segment(it); err != nil {
+		if err := r.segment(it); errors.Is(err, syscall.EIO) {
+			r.unreadable(r.files[it.slot], err)
+			r.keep(r.files[it.slot], it)
+		} else if err != nil {
 			return err
 		}
 		j.nextSeg.Store(max(j.nextSeg.Load(), id))
@@ -68,13 +73,15 @@ func (r *recovery) segment(it segmentItem) error {
 		}
 	}
 	ok, err := j.loadIndex(g, r.adopt)
-	if err != nil {
+	if err != nil && !errors.Is(err, syscall.EIO) {
 		return err
 	}
 	if !ok {
-		if err := j.scanRuns(g, func(qid uint32, class uint8, e extent) { r.adopt(g, qid, class, e) }); err != nil {
+		damaged, _, err := j.scanRuns(g, func(qid uint32, class uint8, e extent) { r.adopt(g, qid, class, e) })
+		if err != nil {
 			return err
 		}
+		j.stats.Damaged += uint64(damaged) // at least: without an index nothing says how many they were
 		if !g.cold {
 			j.unindexed = append(j.unindexed, g)
 		}

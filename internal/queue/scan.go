@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"syscall"
 )
 
 // scanner walks the groups of one segment and says what is sound, what is damaged and what is a torn tail.
@@ -26,6 +27,7 @@ type scanner struct {
 	seen   struct{ base, meta int }  // places in that frame that were checked last
 	shared uint32                    // size of that meta
 	spent  int64                     // bytes checked while salvaging
+	bad    int                       // blocks that could not be read
 	off    int64                     //
 	state  struct{ no, want uint64 } // group under way, and the group that comes next
 	open   bool                      // a group is under way
@@ -47,6 +49,7 @@ type scanned struct {
 
 const (
 	scanWindow   = 256 << 10
+	maxBadBlocks = 256
 	salvageLimit = 256 << 20 // bytes checked per segment while looking for items in damaged frames
 )
 
@@ -61,6 +64,9 @@ func (s *scanner) at(off int64, n int) ([]byte, error) {
 			s.win = make([]byte, want)
 		}
 		got, err := s.f.ReadAt(s.win[:want], off)
+		if errors.Is(err, syscall.EIO) {
+			got, err = s.around(s.win[:want], off)
+		}
 		if err != nil && !errors.Is(err, io.EOF) {
 			s.win = s.win[:0]
 			return nil, err
@@ -69,6 +75,25 @@ func (s *scanner) at(off int64, n int) ([]byte, error) {
 	}
 	b := s.win[off-s.winOff:]
 	return b[:min(n, len(b))], nil
+}
+
+// around reads what can be read, block by block. Blocks that cannot count as damage, unless they are many: then the disk as a whole may be in trouble.
+func (s *scanner) around(b []byte, off int64) (n int, err error) {
+	for n < len(b) {
+		part := b[n:min(n+int(blockBytes-(off+int64(n))%blockBytes), len(b))]
+		got, err := s.f.ReadAt(part, off+int64(n))
+		if errors.Is(err, syscall.EIO) {
+			if s.bad++; s.bad > maxBadBlocks {
+				return n, err
+			}
+			clear(part)
+			got, err = len(part), nil
+		}
+		if n += got; err != nil {
+			return n, err
+		}
+	}
+	return n, nil
 }
 
 // run walks the segment and returns where the groups that count end.

@@ -163,3 +163,31 @@ func TestHungTrustFile(t *testing.T) {
 	release()
 	eventually(t, "the root", func() bool { st := roots.Status(); return st.Certificates == 1 && len(st.Problems) == 0 })
 }
+
+// TestHungShareLeavesTheCopy: the last good certificate that is kept on disk is used meanwhile, and the files when they come.
+func TestHungShareLeavesTheCopy(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.poll = time.Second
+	r.o.KeepLastGood = true
+	first := r.put(certtest.Leaf{})
+	stop := r.run()
+	r.store.Commit(first, 0)
+	eventually(t, "the copy", func() bool { return exists(r.store.place(".pem")) })
+	stop()
+	next := r.put(certtest.Leaf{})
+	release := hang(t, r.dir)
+	s, err := New(r.o)
+	must(t, err)
+	r.store, r.watcher = s, NewWatcher(WatcherOptions{Poll: time.Second, Log: r.o.Log})
+	r.watcher.Add(s)
+	r.runWatcher()
+	s.Await(t.Context())
+	r.wantCurrent(first)
+	if st := s.Status(); !st.FromLastGood || len(st.Problems) == 0 || !strings.Contains(st.Problems[0], "does not answer") {
+		t.Errorf("%+v", st)
+	}
+	release()
+	r.eventuallyCandidate(next)
+	r.wantCurrent(first)
+}

@@ -78,6 +78,17 @@ func AppendEscaped(dst []byte, s string) []byte {
 	return dst
 }
 
+// EscapedLen is how many bytes AppendEscaped appends.
+func EscapedLen(s string) int {
+	n := len(s)
+	for i := range len(s) {
+		if !unreserved(s[i]) {
+			n += 2
+		}
+	}
+	return n
+}
+
 // Escape is AppendEscaped for a text.
 func Escape(s string) string { return string(AppendEscaped(nil, s)) }
 

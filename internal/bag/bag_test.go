@@ -61,6 +61,9 @@ func FuzzBag(f *testing.F) {
 			t.Errorf("%q becomes %q", s, text)
 		}
 		for _, p := range first {
+			if n := len(Escape(p.Value)); EscapedLen(p.Value) != n {
+				t.Errorf("%q has %d bytes and not %d", p.Value, n, EscapedLen(p.Value))
+			}
 			if p.Key == "" {
 				t.Errorf("%q has a pair without a name", s)
 			}

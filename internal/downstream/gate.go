@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"gatewayd/internal/bag"
 	"gatewayd/internal/packet"
 	"gatewayd/internal/queue"
 )
@@ -166,7 +167,37 @@ func (g *Gate) accept(ctx context.Context, a Arrival, route Decision, done func(
 	if route.programs != nil {
 		return g.process(ctx, route.Identity, route.programs, m, counted)
 	}
-	return g.sink.Append(ctx, route.Identity, m, counted)
+	return g.append(ctx, route.Identity, m, counted)
+}
+
+// What the hub takes at most: of one message, as it counts, and of its properties as a
+// part of a topic. Room is left for what the gateway adds: id, time, the topic before
+// the properties.
+const (
+	maxHubMessage = 256<<10 - 256
+	maxBag        = 64<<10 - 1024
+)
+
+// append hands a message over, unless it could never be delivered: the sensor shall
+// hear of that, and not somebody who finds it set aside.
+func (g *Gate) append(ctx context.Context, identity string, m queue.Message, done func(seq uint64, err error)) error {
+	size, encoded := len(m.Payload), 0
+	for _, s := range [...]string{m.ContentType, m.ContentEncoding, m.Output} {
+		size += len(s)
+		encoded += bag.EscapedLen(s)
+	}
+	for i := range m.Properties {
+		p := &m.Properties[i]
+		size += len(p.Key) + len(p.Value)
+		encoded += bag.EscapedLen(p.Key) + bag.EscapedLen(p.Value) + len("&=")
+	}
+	switch {
+	case encoded > maxBag:
+		return fmt.Errorf("%w: %d bytes with percent-encoding, %d are allowed", ErrProperty, encoded, maxBag)
+	case size > maxHubMessage:
+		return queue.ErrTooLarge
+	}
+	return g.sink.Append(ctx, identity, m, done)
 }
 
 func (g *Gate) message(a Arrival, route Decision) (queue.Message, error) {

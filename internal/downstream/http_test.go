@@ -114,6 +114,8 @@ func TestPostRefusals(t *testing.T) {
 		"queue full":              {path: "/v1/messages/sensors/a/telemetry", refuse: queue.ErrFull, status: 503, retry: true},
 		"disk in trouble":         {path: "/v1/messages/sensors/a/telemetry", refuse: queue.ErrDisk, status: 503, retry: true},
 		"system property":         {path: "/v1/messages/sensors/a/telemetry?p.$.mid=1", status: 400},
+		"hub's limit":             {path: "/v1/messages/sensors/a/telemetry", body: large[:256<<10-100], status: 413},
+		"hub's limit, properties": {path: "/v1/messages/sensors/a/telemetry?p.k=" + strings.Repeat("x", 300), body: large[:256<<10-500], status: 413},
 		"from a web page":         {path: "/v1/messages/sensors/a/telemetry", headers: []string{"Origin", "http://evil.example"}, status: 403},
 		"rebound name":            {path: "/v1/messages/sensors/a/telemetry", headers: []string{"Host", "evil.example"}, status: 403},
 		"elsewhere":               {path: "/v2/messages/a", status: 404},

@@ -1,7 +1,10 @@
 package downstream
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"strings"
 	"testing"
 
 	"go.uber.org/zap"
@@ -59,6 +62,45 @@ func TestNothingIsLabelledAsWhatItIsNot(t *testing.T) {
 		}
 		if sink.m.ContentType != tt.wantType || sink.m.ContentEncoding != tt.wantEncoding {
 			t.Errorf("%s: %q %q, want %q %q", tt.name, sink.m.ContentType, sink.m.ContentEncoding, tt.wantType, tt.wantEncoding)
+		}
+	}
+}
+
+// What the hub can never take is refused at once; nobody wants to find it set aside.
+func TestWhatTheHubCannotTakeIsRefusedAtTheGate(t *testing.T) {
+	properties := func(value string, n int) (all []queue.Property) {
+		for i := range n {
+			all = append(all, queue.Property{Key: string(rune('a' + i)), Value: value})
+		}
+		return all
+	}
+	const most = 256<<10 - 256
+	for _, tt := range []struct {
+		name       string
+		route      Route
+		size       int
+		properties []queue.Property
+		want       error
+	}{
+		{"the largest body", Route{}, most, nil, nil},
+		{"a larger one", Route{}, most + 1, nil, queue.ErrTooLarge},
+		{"properties count", Route{}, most - 100, properties(strings.Repeat("v", 50), 2), queue.ErrTooLarge},
+		{"compression helps", Route{Gzip: true}, 256 << 10, nil, nil},
+		{"a program does not", Route{Filter: "true"}, 256 << 10, nil, queue.ErrTooLarge},
+		{"properties beyond a topic", Route{}, 1, properties(strings.Repeat("v", 40<<10), 2), ErrProperty},
+		{"percent-encoded", Route{}, 1, properties(strings.Repeat("ü", 11<<10), 1), ErrProperty},
+		{"not percent-encoded", Route{}, 1, properties(strings.Repeat("v", 22<<10), 1), nil},
+	} {
+		tt.route.Match, tt.route.To = "#", "press-7"
+		r, err := NewRouter([]Route{tt.route}, []string{"press-7"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var sink lastSink
+		gate := NewGate(r, &sink, NewLedger(0, 0), GateLimits{}, zap.NewNop())
+		a := Arrival{Client: gate.Ledger().Source("test").Client("a"), Topic: "t", Payload: bytes.Repeat([]byte("1"), tt.size), Properties: tt.properties}
+		if err := gate.Accept(t.Context(), a, func(uint64, error) {}); !errors.Is(err, tt.want) {
+			t.Errorf("%s: %v, want %v", tt.name, err, tt.want)
 		}
 	}
 }

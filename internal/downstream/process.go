@@ -41,12 +41,12 @@ func (g *Gate) process(ctx context.Context, identity string, p *programs, m queu
 		})
 	case out.fate == fateFailed:
 		g.failed("message sent as it came: a program of its route failed", counts, m, out.reason)
-		return g.sink.Append(ctx, identity, m, done)
+		return g.append(ctx, identity, m, done)
 	case p.changes == nil:
-		return g.sink.Append(ctx, identity, out.m, done)
+		return g.append(ctx, identity, out.m, done)
 	}
 	mark := out.mark
-	return g.sink.Append(ctx, identity, out.m, func(seq uint64, err error) {
+	return g.append(ctx, identity, out.m, func(seq uint64, err error) {
 		if err == nil {
 			p.changes.keep(mark)
 		}

@@ -66,7 +66,12 @@ func (d *doctor) configuration(_ context.Context, p *patient) bool {
 func (d *doctor) files(_ context.Context, p *patient) bool {
 	src := certstore.Source(p.cfg.Certificate)
 	if err := d.trust[trustKey(p.cfg.Hub)]; err != nil {
-		return p.fault(stepFile, "hub.trust: "+reasonOf(err), "Put the root certificates of the hub into the file that hub.trust names, as PEM.")
+		next := "Put the root certificates of the hub into the file that hub.trust names, as PEM."
+		var bad *certstore.Invalid
+		if errors.As(err, &bad) && bad.Hint != "" {
+			next = sentence(bad.Hint) + " " + next
+		}
+		return p.fault(stepFile, "hub.trust: "+reasonOf(err), next)
 	}
 	if err := p.cert.err; err != nil {
 		step, text, next := loadFault(err)

@@ -103,20 +103,42 @@ func (osFS) lock(name string) (io.Closer, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	for end := time.Now().Add(lockPatience); errors.Is(err, unix.EWOULDBLOCK) && time.Now().Before(end); {
-		time.Sleep(lockPatience / 50)
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	}
+	dir, err := os.Open(filepath.Dir(name)) // holds when somebody removes the file
 	if err != nil {
 		f.Close()
+		return nil, err
+	}
+	l := &folderLock{f, dir}
+	err = l.try()
+	for end := time.Now().Add(lockPatience); errors.Is(err, unix.EWOULDBLOCK) && time.Now().Before(end); {
+		time.Sleep(lockPatience / 50)
+		err = l.try()
+	}
+	if err != nil {
+		l.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, ErrLocked
 		}
 		return nil, &os.PathError{Op: "flock", Path: name, Err: err}
 	}
-	return f, nil
+	return l, nil
 }
+
+// folderLock is held on a file and on its folder.
+type folderLock struct{ file, dir *os.File }
+
+func (l *folderLock) try() error {
+	if err := unix.Flock(int(l.file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return err
+	}
+	err := unix.Flock(int(l.dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
+		return nil // not every file system locks folders
+	}
+	return err
+}
+
+func (l *folderLock) Close() error { return errors.Join(l.file.Close(), l.dir.Close()) }
 
 func (osFS) capacity(dir string) (total, free int64) {
 	var st unix.Statfs_t

@@ -38,7 +38,6 @@ func (q *Queue) rewind() {
 func (j *Journal) nameQueue(q *Queue) {
 	j.w.b.item(itemQueue, appendName(nil, q))
 	q.wnamed = true
-	j.w.named = append(j.w.named, q)
 }
 
 func appendName(b []byte, q *Queue) []byte {

@@ -169,6 +169,9 @@ func (w *world) boundedFolder() {
 		}
 	}
 	w.check()
+	if s := w.j.Stats(); s.DiskBytes > w.o.MaxBytes && s.LiveBytes == 0 {
+		w.t.Fatalf("after %s: the folder holds nothing and is larger than %d: %+v", w.last, w.o.MaxBytes, s)
+	}
 	w.close()
 	w.o.MaxBytes = 0
 	w.settleMay()

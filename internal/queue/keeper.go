@@ -57,6 +57,10 @@ func (j *Journal) recycle() {
 	j.mu.Lock()
 	var remove, odd []*slot
 	size := j.reserveSize()
+	over := int64(0) // a bound that was made lower
+	if j.o.MaxBytes > 0 {
+		over = j.slotBytes - j.o.MaxBytes
+	}
 	later := j.retired[:0]
 	changed := false
 	for _, g := range j.retired {
@@ -65,8 +69,9 @@ func (j *Journal) recycle() {
 		case g.pins.Load() > 0:
 			later = append(later, g)
 			continue
-		case g.gone.Load():
+		case g.gone.Load(), over > 0 && len(j.reserve)+len(odd) == reserves:
 			remove = append(remove, s)
+			over -= s.size
 		case s.size == j.o.SegmentBytes && s.size > size:
 			j.free = append(j.free, s)
 		case len(j.reserve)+len(odd) < reserves && s.size >= size:

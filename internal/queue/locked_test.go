@@ -1,6 +1,8 @@
 package queue
 
 import (
+	"errors"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -48,5 +50,21 @@ func TestLockedTellsWhetherSomebodyHasTheFolder(t *testing.T) {
 	}
 	if locked() {
 		t.Error("a closed journal is locked")
+	}
+}
+
+// Somebody tidies the folder up while it is in use.
+func TestTheFolderStaysLockedWithoutTheFile(t *testing.T) {
+	dir := t.TempDir()
+	j, err := Open(Options{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.Close()
+	if err := os.Remove(filepath.Join(dir, lockName)); err != nil {
+		t.Fatal(err)
+	}
+	if second, err := Open(Options{Dir: dir}); !errors.Is(err, ErrLocked) {
+		t.Errorf("%v, %v", second, err)
 	}
 }

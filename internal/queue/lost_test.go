@@ -318,3 +318,22 @@ func TestHistoriesWithRemovedFiles(t *testing.T) {
 		b.close()
 	}
 }
+
+// TestKeptDamageIsBounded over any number of starts.
+func TestKeptDamageIsBounded(t *testing.T) {
+	w := newWorld(t, rand.New(rand.NewPCG(1, 1)).IntN)
+	for i := range maxDamagedFiles {
+		name := fmt.Sprintf("/q/damaged/%d.bin", i)
+		w.fs.files[name] = &memFile{fs: w.fs}
+	}
+	w.mustOpen()
+	w.append("press-7", 0, 1, 10)
+	w.j.keepDamaged(w.j.w.seg, segDataStart, 100)
+	if n := len(w.fs.files); n > maxDamagedFiles+5 {
+		t.Errorf("%d files", n)
+	}
+	names, _ := w.fs.list("/q/damaged")
+	if len(names) != maxDamagedFiles {
+		t.Errorf("%d files are kept", len(names))
+	}
+}

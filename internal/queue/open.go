@@ -29,6 +29,9 @@ func open(o Options, fsys filesys) (*Journal, error) {
 		j.Close()
 		return nil, err
 	}
+	if kept, err := fsys.list(j.path(damagedDir)); err == nil {
+		j.damagedN = len(kept)
+	}
 	j.learnBoot()
 	return j, nil
 }

@@ -29,7 +29,7 @@ type EventKind string
 const (
 	EventTrouble    EventKind = "disk trouble"        // nothing can be stored; Err says why
 	EventRecovered  EventKind = "disk recovered"      // storing works again
-	EventRewritten  EventKind = "segment abandoned"   // a write or sync failed, the group was written again elsewhere and is safe
+	EventRewritten  EventKind = "segment abandoned"   // a write or sync failed, the group was written again elsewhere and is safe; once a minute at most
 	EventTorn       EventKind = "torn tail cut"       // unacknowledged bytes of a crash were ignored
 	EventDamage     EventKind = "damage found"        // File, Offset; what was intact around it is delivered
 	EventMissing    EventKind = "segment missing"     // a file that should be there is not

@@ -146,7 +146,7 @@ func (q *Queue) admit(size int64) error {
 // makeWay drops the oldest message when the disk is full and the policy is to prefer the newest. Space comes free, and appends are taken again, once what
 // shares files with the dropped has left or was moved.
 func (q *Queue) makeWay() {
-	if !q.j.full.Load() {
+	if !q.j.full.Load() || q.j.makesWay() {
 		return
 	}
 	q.mu.Lock()
@@ -155,6 +155,16 @@ func (q *Queue) makeWay() {
 	if drop {
 		_, _ = q.dropHead(dropSize) // what cannot be read now stays
 	}
+	if q.j.makesWay() {
+		poke(q.j.wake) // to note it
+	}
+}
+
+// makesWay says that a file is on its way to be used again, so that nothing more need be dropped for now.
+func (j *Journal) makesWay() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return len(j.emptied)+len(j.retired) > 0 || len(j.free) > 1
 }
 
 // recordOverhead is about what a record takes on disk beside its size.

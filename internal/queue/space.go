@@ -400,7 +400,7 @@ func (j *Journal) freed(gone []*segment) {
 func (j *Journal) wantsSlots() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return len(j.emptied) > 0 && len(j.free) == 0 && len(j.retired) == 0
+	return len(j.emptied) > 0 && len(j.free) <= 1 && len(j.retired) == 0
 }
 
 func (j *Journal) stopped() error {

@@ -23,11 +23,11 @@ type writer struct {
 	group   uint64
 	records int // for the room that the index needs
 	runs    int
-	named   []*Queue // got their name written in the group under way
 
 	mean      int64     // size of a group, smoothed
 	lastFlush time.Time // of acknowledgements
 	lastSync  time.Time
+	rewritten time.Time // when that was last reported
 	retryAt   time.Time
 	backoff   time.Duration
 	linger    linger
@@ -161,7 +161,10 @@ func (j *Journal) commitGroup(recs []*pend, ctl []*control, states []*Queue) (in
 	if errors.As(err, &w) {
 		// What is in the page cache now may claim to be clean and not be on the disk, so this file is left as of its last good sync and the group goes
 		// to another one.
-		j.report(Event{Kind: EventRewritten, File: w.file, Err: w.err})
+		if now := time.Now(); now.Sub(j.w.rewritten) > time.Minute {
+			j.w.rewritten = now
+			j.report(Event{Kind: EventRewritten, File: w.file, Err: w.err})
+		}
 		err = j.writeGroup(recs[:n], ctl, states, est)
 	}
 	if isFull(err) && j.reclaim() {
@@ -223,7 +226,6 @@ func (j *Journal) writeGroup(recs []*pend, ctl []*control, states []*Queue, est 
 		}
 		return err
 	}
-	w.named = w.named[:0]
 	w.mean += (int64(len(buf)) - w.mean) / 16
 	// A reader looks as soon as a record is published, and reads up to the end.
 	w.seg.end.Store(w.off + int64(len(buf)))

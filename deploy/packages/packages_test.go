@@ -41,7 +41,8 @@ func TestQueueOutlivesThePackage(t *testing.T) {
 	r.wantMode("/etc/gatewayd/certs", 0o750)
 	r.wantMode("/etc/gatewayd/config.yaml", 0o640)
 	out, err := r.run(asGatewayd, "gatewayd", "check", "-c", "/etc/gatewayd/config.yaml")
-	if err == nil || !strings.Contains(out, "identities[0].certificate: ") || strings.Count(out, "config.yaml:") != 1 {
+	if err == nil || !strings.Contains(out, "identities[0].certificate.cert: ") ||
+		strings.Count(out, "config.yaml:") != strings.Count(out, ": identities[0].certificate.") {
 		t.Errorf("the configuration as installed lacks more than its certificate: %v\n%s", err, out)
 	}
 

@@ -198,14 +198,23 @@ func (s *Store) blockedLocked(sl *slot) {
 	fields := []zap.Field{zap.String("fingerprint", sl.cred.fingerprint), zap.Time("not_before", leaf.notBefore), zap.Time("not_after", leaf.notAfter)}
 	switch sl.blocked {
 	case Refused:
-		sl.reason, sl.hint = "expired on "+stamp(leaf.notAfter), "renew it; the current certificate is still valid"
+		sl.reason, sl.hint = blockedText(sl)
 		s.say(zap.WarnLevel, "certificate refused, the current one carries on", append(fields, zap.String("reason", sl.reason))...)
 	case Early:
-		sl.reason, sl.hint = "not valid before "+stamp(leaf.notBefore), "it is tried then; is the clock of the issuer ahead?"
+		sl.reason, sl.hint = blockedText(sl)
 		s.say(zap.InfoLevel, "certificate candidate waits for its validity", fields...)
 	default:
 		sl.reason, sl.hint = "", ""
 	}
+}
+
+// blockedText says why a candidate's validity forbids a trial. A trial that began
+// before may have left another reason behind.
+func blockedText(sl *slot) (reason, hint string) {
+	if sl.blocked == Early {
+		return "not valid before " + stamp(sl.cred.about.notBefore), "it is tried then; is the clock of the issuer ahead?"
+	}
+	return "expired on " + stamp(sl.cred.about.notAfter), "renew it; the current certificate is still valid"
 }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
@@ -346,6 +355,9 @@ func (s *Store) candidateStatusLocked(st *Status, validity, now time.Time) {
 				st.CandidateState, st.NextRetry = Refused, time.Time{}
 			case Early:
 				st.CandidateState, st.NextRetry = Early, sl.cred.about.notBefore.Add(hubSkew)
+			}
+			if sl.blocked != "" {
+				st.CandidateReason, st.CandidateHint = blockedText(sl)
 			}
 			if st.NextRetry.Before(now) {
 				st.NextRetry = time.Time{}

@@ -26,6 +26,11 @@ func TestFutureCertificateWaitsForItsTime(t *testing.T) {
 			t.Errorf("status %+v", st)
 		}
 		r.wantCandidate(nil)
+		// A trial that began while the clock was not believed may end now.
+		r.store.Miss(next, "refused in TLS")
+		if st := r.wantState(Early); !strings.Contains(st.CandidateReason, "not valid before") || st.Misses != 1 {
+			t.Errorf("after a late miss: %+v", st)
+		}
 		time.Sleep(time.Until(begins) + hubSkew + settled)
 		r.wantCandidate(next)
 		select {

@@ -112,3 +112,20 @@ func TestStalledQueueDoesNotHoldAFullDisk(t *testing.T) {
 		w.check()
 	}
 }
+
+// TestFullDiskTakesTheNewestOfASlowSensor: one refused append is enough to make way, not one for every message of a file.
+func TestFullDiskTakesTheNewestOfASlowSensor(t *testing.T) {
+	w := onFullDisk(t, 8, 100, "press-7")
+	q, _ := w.j.Queue("press-7", Limits{WhenFull: DropOldest})
+	refused := 0
+	for q.Append(t.Context(), Message{Payload: []byte("new")}, nil) != nil {
+		if refused++; refused > 3 {
+			t.Fatalf("refused %d times: %+v", refused, q.Stats())
+		}
+		w.turn()
+	}
+	s := q.Stats()
+	if d := s.Dropped[DropSize]; d == 0 || d > uint64(s.Messages) {
+		t.Errorf("%+v", s)
+	}
+}

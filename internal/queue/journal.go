@@ -77,6 +77,7 @@ type Journal struct {
 	lone       atomic.Uint32
 	lastList   atomic.Pointer[recList]
 	full       atomic.Bool // appends are refused for want of space
+	clearing   atomic.Bool // somebody drops messages for that
 	spaceFreed atomic.Bool // the writer, in trouble, tries again at once
 }
 

@@ -137,26 +137,33 @@ func (q *Queue) admit(size int64) error {
 		if !drop {
 			return ErrFull
 		}
-		if ok, err := q.dropHead(dropSize); err != nil || !ok {
+		if _, ok, err := q.dropHead(dropSize, nil); err != nil || !ok {
 			return ErrFull
 		}
 	}
 }
 
-// makeWay drops the oldest message when the disk is full and the policy is to prefer the newest. Space comes free, and appends are taken again, once what
-// shares files with the dropped has left or was moved.
+// makeWay drops the oldest messages when the disk is full and the policy is to prefer the newest: all that the oldest file has of this queue, as only whole
+// files become free. Space comes free, and appends are taken again, once what else is in there has left or was moved.
 func (q *Queue) makeWay() {
-	if !q.j.full.Load() || q.j.makesWay() {
+	j := q.j
+	if !j.full.Load() || j.makesWay() || !j.clearing.CompareAndSwap(false, true) {
 		return
 	}
+	defer j.clearing.Store(false)
 	q.mu.Lock()
 	drop := q.limits.WhenFull == DropOldest && q.bytes > 0
 	q.mu.Unlock()
-	if drop {
-		_, _ = q.dropHead(dropSize) // what cannot be read now stays
+	var from *segment
+	for drop && !j.makesWay() {
+		e, ok, err := q.dropHead(dropSize, from)
+		if !ok || err != nil {
+			break // what cannot be read now stays
+		}
+		from = e.seg
 	}
-	if q.j.makesWay() {
-		poke(q.j.wake) // to note it
+	if j.makesWay() {
+		poke(j.wake) // to note it
 	}
 }
 
@@ -314,19 +321,22 @@ func (q *Queue) reportDrop(reason int) {
 	}
 }
 
-// dropHead removes the oldest message of the lowest class.
-func (q *Queue) dropHead(reason int) (bool, error) {
+// dropHead removes the oldest message of the lowest class; with from only when that is the segment it lies in.
+func (q *Queue) dropHead(reason int, from *segment) (entry, bool, error) {
 	for c := uint8(0); c <= MaxPriority; c++ {
 		e, ok, err := q.head(c)
 		if err != nil {
-			return false, err
+			return entry{}, false, err
+		}
+		if ok && from != nil && e.seg != from {
+			return entry{}, false, nil
 		}
 		if ok && q.leave(e.seq, reason) {
 			q.reportDrop(reason)
-			return true, nil
+			return e, true, nil
 		}
 	}
-	return false, nil
+	return entry{}, false, nil
 }
 
 // stateLocked encodes the queue's counters and acknowledgements, absolute.

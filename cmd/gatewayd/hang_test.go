@@ -6,9 +6,15 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
+	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"gatewayd/internal/certstore/certtest"
 	"gatewayd/internal/hub"
@@ -147,5 +153,38 @@ func TestHungFileOfAListener(t *testing.T) {
 	began = time.Now()
 	if code := p.stop(); code != 0 || time.Since(began) > 15*time.Second {
 		t.Errorf("stopped with %d after %s", code, time.Since(began))
+	}
+}
+
+// asThreads makes the test binary take many threads at once.
+const asThreads = "GATEWAYD_TEST_AS_THREADS"
+
+// beThreads prints whether anything but main has run on the first thread.
+func beThreads() {
+	keepSignalsComing()
+	first, taken := unix.Gettid() == os.Getpid(), atomic.Bool{}
+	var here, ended sync.WaitGroup
+	for range 100 {
+		here.Add(1)
+		ended.Go(func() {
+			runtime.LockOSThread() // as a system call that hangs
+			if unix.Gettid() == os.Getpid() {
+				taken.Store(true)
+			}
+			here.Done()
+			here.Wait()
+		})
+	}
+	ended.Wait()
+	fmt.Printf("main on it: %t, others: %t\n", first, taken.Load())
+}
+
+// TestSignalsFindAThreadThatDoesNotHang: the kernel hands SIGTERM to the first thread, so no look at a file may hang on that.
+func TestSignalsFindAThreadThatDoesNotHang(t *testing.T) {
+	t.Parallel()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), asThreads+"=1")
+	if out := string(must(cmd.CombinedOutput())(t)); out != "main on it: true, others: false\n" {
+		t.Error(out)
 	}
 }

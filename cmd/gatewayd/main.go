@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -37,7 +38,13 @@ func (e *exitError) Error() string {
 
 func (e *exitError) Unwrap() error { return e.err }
 
+// keepSignalsComing has the first thread of the process, which main begins on, do nothing but main's work. The kernel
+// hands signals for the process to that thread; one that hangs in a system call, on a file of a share whose server is
+// silent, would sit on SIGTERM.
+func keepSignalsComing() { runtime.LockOSThread() }
+
 func main() {
+	keepSignalsComing()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 	stop()

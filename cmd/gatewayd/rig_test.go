@@ -31,10 +31,15 @@ const asProgram = "GATEWAYD_TEST_AS_PROGRAM"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(asProgram) != "" {
+		keepSignalsComing()
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 		code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 		stop()
 		os.Exit(code)
+	}
+	if os.Getenv(asThreads) != "" {
+		beThreads()
+		return
 	}
 	if spec := os.Getenv(asCrowd); spec != "" {
 		beCrowd(spec)

@@ -24,9 +24,6 @@ const (
 	// busyLink is the wait before an answer that the link had no room for is tried
 	// again.
 	busyLink = 50 * time.Millisecond
-	// leaveGrace is how long methods have to be answered on a link that is about to be
-	// replaced. Sending goes on meanwhile, and the session waits for somewhat longer.
-	leaveGrace = 2 * time.Second
 )
 
 // methods is the state of an identity's direct methods.
@@ -183,12 +180,15 @@ func (id *Identity) answer(key string, a answer) {
 }
 
 // Leaving is part of hub.Commands.
-func (id *Identity) Leaving(link hub.Link, done func()) {
-	id.post(func() {
+func (id *Identity) Leaving(link hub.Link, wait time.Duration, done func()) {
+	posted := id.post(func() {
 		now := time.Now()
-		id.methods.leaving = &leaving{link, now.Add(leaveGrace), done}
+		id.methods.leaving = &leaving{link, now.Add(wait), done}
 		id.freeLink(now)
 	})
+	if !posted {
+		done()
+	}
 }
 
 // freeLink lets a link go when nothing waits on it any more, or has waited for long
@@ -210,7 +210,7 @@ func (id *Identity) freeLink(now time.Time) {
 	}
 	id.methods.leaving = nil
 	for _, key := range waiting {
-		id.answer(key, refusal(http.StatusServiceUnavailable, "the gateway is changing its connection to the hub; call the method again"))
+		id.answer(key, refusal(http.StatusServiceUnavailable, "the gateway gives up this connection to the hub; call the method again"))
 	}
 	l.done()
 }

@@ -34,7 +34,7 @@ func TestMethodsAreAnsweredBeforeARotation(t *testing.T) {
 		want   reply
 	}{
 		{"quick", reply{200, `{"done":true}`, nil}},
-		{"slow", reply{503, `{"error":"the gateway is changing its connection to the hub; call the method again"}`, nil}},
+		{"slow", reply{503, `{"error":"the gateway gives up this connection to the hub; call the method again"}`, nil}},
 	} {
 		answer := s.begin(tc.method, "{}")
 		topic := c.receive().Properties.ResponseTopic
@@ -55,6 +55,13 @@ func TestMethodsAreAnsweredBeforeARotation(t *testing.T) {
 		if tc.method == "slow" && c.publish(topic, `{}`) != 0 {
 			t.Error("a late answer is refused")
 		}
+	}
+	// The end of the gateway is the end of the connection too.
+	answer := s.begin("last", "{}")
+	c.receive()
+	s.stop()
+	if r := <-answer; r.status != 503 || r.err != nil {
+		t.Errorf("at the end the caller got %+v", r)
 	}
 }
 

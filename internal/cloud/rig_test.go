@@ -159,9 +159,9 @@ func (l latest) Connected(link hub.Link, refused []string) {
 	}
 }
 
-func (l latest) Leaving(link hub.Link, done func()) {
+func (l latest) Leaving(link hub.Link, wait time.Duration, done func()) {
 	if id, err := l.c.identity(l.name); err == nil {
-		id.Leaving(link, done)
+		id.Leaving(link, wait, done)
 	}
 }
 

@@ -1,6 +1,10 @@
 package hub
 
-import "gatewayd/internal/packet"
+import (
+	"time"
+
+	"gatewayd/internal/packet"
+)
 
 // Commands is the part of an identity that listens to the cloud. A session
 // without one only publishes. All methods are called from the connection's
@@ -14,11 +18,11 @@ type Commands interface {
 	// Connected says that the hub answered the subscriptions on this link; refused
 	// are those it did not grant. An earlier link is over, or ends now.
 	Connected(link Link, refused []string)
-	// Leaving says that the link is about to be replaced by another one. What waits for
-	// an answer on it is answered now or soon; done, called once and from any
-	// goroutine, says that it is. It is not waited for long. The link may stay after
-	// all, when the other one does not come about.
-	Leaving(link Link, done func())
+	// Leaving says that the link is about to be replaced by another one, or closed. What
+	// waits for an answer on it is answered within wait; done, called once and from any
+	// goroutine, says that it is. It is not waited for much longer. The link may stay
+	// after all, when the other one does not come about.
+	Leaving(link Link, wait time.Duration, done func())
 	// Received hands over a message. ack tells the hub that it is taken care of; it
 	// may be called once, at any time, from any goroutine, and does nothing when
 	// the link has ended or the message needs none. An answer belongs on this link.

@@ -304,7 +304,7 @@ func (c *commander) Connected(l Link, refused []string) {
 	c.links, c.refused = append(c.links, l), refused
 }
 
-func (c *commander) Leaving(l Link, done func()) {
+func (c *commander) Leaving(l Link, _ time.Duration, done func()) {
 	c.mu.Lock()
 	answer := c.leaving
 	c.mu.Unlock()

@@ -202,16 +202,22 @@ func (s *Session) transportReady(r trialResult) {
 	s.cut.tr = r.tr
 	s.cut.deadline = time.Now().Add(s.cfg.Timing.CutDrain)
 	s.setPhase(cutLeaving)
-	left, wake := new(atomic.Bool), s.live.c.wake
-	s.cut.left = left
+	s.cut.left = s.leave(s.live.c, s.cfg.Timing.CutDrain*2/3)
+}
+
+// leave has what waits for an answer on a connection answered within wait. What is
+// returned becomes true when that is done, which wakes the session.
+func (s *Session) leave(c *conn, wait time.Duration) *atomic.Bool {
+	left := new(atomic.Bool)
 	if s.cfg.Commands == nil {
 		left.Store(true)
-		return
+		return left
 	}
-	s.cfg.Commands.Leaving(s.live.c, func() {
+	s.cfg.Commands.Leaving(c, wait, func() {
 		left.Store(true)
-		poke(wake)
+		poke(c.wake)
 	})
+	return left
 }
 
 // answered takes the hub's answer to the new CONNECT.

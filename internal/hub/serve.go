@@ -299,8 +299,9 @@ func (s *Session) farewell() *ending {
 	c := s.live.c
 	t := time.NewTimer(s.cfg.Timing.Drain)
 	defer t.Stop()
+	left := s.leave(c, 0)
 	c.send()
-	for c.inFlight() > 0 {
+	for c.inFlight() > 0 || !left.Load() {
 		select {
 		case <-c.wake:
 			c.send()
@@ -310,6 +311,7 @@ func (s *Session) farewell() *ending {
 		}
 		break
 	}
+	c.send() // the latest answers
 	c.close()
 	s.lose()
 	return &ending{cred: c.cred}

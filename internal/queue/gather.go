@@ -141,15 +141,14 @@ func (c *compaction) complete() error {
 		r := &c.runs[i]
 		c.ft.add(c.g.salt, r.q.id, r.class, &r.e)
 	}
-	b := c.ft.encode(c.g.salt, c.off)
-	size := align(c.off+int64(len(b)), blockBytes)
+	size := align(c.off+c.ft.size(), blockBytes)
 	if size > c.g.slot.size {
 		return errBound
 	}
-	if _, err := c.f.WriteAt(b, c.off); err != nil {
+	if err := c.ft.write(c.f, c.off, c.g.salt, c.off); err != nil {
 		return err
 	}
-	c.j.wrote(c.off, len(b))
+	c.j.wrote(c.off, int(c.ft.size()))
 	if err := c.f.truncate(size); err != nil {
 		return err
 	}

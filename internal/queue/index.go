@@ -1,6 +1,9 @@
 package queue
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"io"
+)
 
 // rec places one record of a run within its segment.
 type rec struct {
@@ -63,10 +66,24 @@ func (f *footer) add(salt uint32, qid uint32, class uint8, e *extent) {
 	f.runs = append(f.runs, footerRun{qid: qid, class: class, count: uint32(e.count), bytes: e.bytes, first: e.first, last: e.last(), list: uint32(start), listLen: uint32(len(f.lists) - start)})
 }
 
-// encode lays the index out for a segment whose groups end at end; list offsets become relative to the index.
-func (f *footer) encode(salt uint32, end int64) []byte {
+// size of the index in bytes.
+func (f *footer) size() int64 {
+	return int64(footerHeaderLen + footerRunLen*len(f.runs) + len(f.lists))
+}
+
+// write writes the index at off, for a segment whose groups end at end. List offsets become relative to the index.
+func (f *footer) write(w io.WriterAt, off int64, salt uint32, end int64) error {
+	dir := f.directory(salt, end)
+	if _, err := w.WriteAt(dir, off); err != nil {
+		return err
+	}
+	_, err := w.WriteAt(f.lists, off+int64(len(dir)))
+	return err
+}
+
+func (f *footer) directory(salt uint32, end int64) []byte {
 	dir := footerHeaderLen + footerRunLen*len(f.runs)
-	b := make([]byte, dir, dir+len(f.lists))
+	b := make([]byte, dir)
 	binary.LittleEndian.PutUint32(b, footerMagic)
 	binary.LittleEndian.PutUint32(b[8:], uint32(len(f.runs)))
 	binary.LittleEndian.PutUint32(b[12:], uint32(dir+len(f.lists)))
@@ -85,7 +102,7 @@ func (f *footer) encode(salt uint32, end int64) []byte {
 		binary.LittleEndian.PutUint32(e[36:], r.listLen)
 	}
 	binary.LittleEndian.PutUint32(b[4:], checksum(salt, b[8:dir]))
-	return append(b, f.lists...)
+	return b
 }
 
 // footerSize says how long the directory of an index is, from its first bytes.

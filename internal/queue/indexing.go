@@ -141,45 +141,53 @@ func (j *Journal) writeIndex(g *segment) {
 		queues = append(queues, q)
 	}
 	j.mu.Unlock()
-	var ft footer
-	for _, q := range queues {
-		q.mu.Lock()
-		for _, l := range &q.lanes {
-			x := l.of(g)
-			for i := range x {
-				if x[i].seg == g && x[i].run != nil {
-					ft.add(g.salt, q.id, l.class, &x[i])
-				}
-			}
-		}
-		q.mu.Unlock()
-	}
+	// They are counted first: what grows to megabytes by doubling leaves twice that behind.
+	runs, bytes := 0, 0
+	eachRun(queues, g, func(_ *Queue, _ uint8, e *extent) { runs, bytes = runs+1, bytes+4+len(e.run.list) })
+	ft := footer{runs: make([]footerRun, 0, runs), lists: make([]byte, 0, bytes)}
+	eachRun(queues, g, func(q *Queue, class uint8, e *extent) { ft.add(g.salt, q.id, class, e) })
 	end := g.end.Load()
 	place := align(end, frameAlign)
-	b := ft.encode(g.salt, end)
-	if place+int64(len(b)) > g.slot.size {
+	size := ft.size()
+	if place+size > g.slot.size {
 		return
 	}
 	f, err := j.files.openFile(g.slot.name, openWrite)
 	if err != nil {
 		return // the records stay known in memory; the trouble shows where appends meet it
 	}
-	_, err = f.WriteAt(b, place)
-	if err == nil && place+int64(len(b)) < g.slot.size/2 { // else it is used again as it is
-		size := align(place+int64(len(b)), blockBytes)
-		if f.truncate(size) == nil {
+	err = ft.write(f, place, g.salt, end)
+	if err == nil && place+size < g.slot.size/2 { // else it is used again as it is
+		least := align(place+size, blockBytes)
+		if f.truncate(least) == nil {
 			j.mu.Lock()
-			j.slotBytes -= g.slot.size - size
+			j.slotBytes -= g.slot.size - least
 			j.mu.Unlock()
-			g.slot.size = size
+			g.slot.size = least
 		}
 	}
 	f.Close()
 	if err != nil {
 		return
 	}
-	j.wrote(place, len(b))
+	j.wrote(place, int(size))
 	j.adoptIndex(g, place, &ft)
+}
+
+// eachRun visits what queues have in g and its index has not.
+func eachRun(queues []*Queue, g *segment, visit func(*Queue, uint8, *extent)) {
+	for _, q := range queues {
+		q.mu.Lock()
+		for _, l := range &q.lanes {
+			x := l.of(g)
+			for i := range x {
+				if x[i].seg == g && x[i].run != nil {
+					visit(q, l.class, &x[i])
+				}
+			}
+		}
+		q.mu.Unlock()
+	}
 }
 
 // of returns the extents of a lane that lie in g; they need not be neighbours after compaction, so callers go over all and look at seg.

@@ -99,8 +99,8 @@ func (l *lane) pushRun(e *extent) {
 
 // push takes records above seen into the window; whole: e ends with them. Those that left already keep their place so that the watermark can pass them.
 func (l *lane) push(e *extent, recs []rec, whole bool) {
-	if free := cap(l.win) - len(l.win); free < len(recs) { // exactly: most windows never hold more
-		l.win = append(make([]entry, 0, len(l.win)+len(recs)), l.win...)
+	if free := cap(l.win) - len(l.win); free < len(recs) { // exactly at first: most windows never hold more
+		l.win = append(make([]entry, 0, len(l.win)+len(l.win)/4+len(recs)), l.win...)
 	}
 	for _, r := range recs {
 		seq := e.first + uint64(r.seq)

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -152,4 +153,34 @@ type countedFile struct {
 func (f countedFile) ReadAt(b []byte, off int64) (int, error) {
 	f.n.Add(int64(len(b)))
 	return f.file.ReadAt(b, off)
+}
+
+// TestReadingFarAheadAllocatesWhatItReads: a reader that is far ahead of what was acknowledged pays for each message once.
+func TestReadingFarAheadAllocatesWhatItReads(t *testing.T) { // not parallel: it counts what the process allocates
+	j, _ := start(t, Options{Dir: t.TempDir()})
+	q := mustQueue(t, j, "press-7", Limits{})
+	const n = 50_000
+	done := make(chan error, n)
+	for range n {
+		if err := q.Append(context.Background(), Message{Payload: []byte("x")}, func(_ uint64, err error) { done <- err }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range n {
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	r := q.Reader()
+	for i := range n {
+		if _, ok, err := r.Next(); err != nil || !ok {
+			t.Fatal(i, ok, err)
+		}
+	}
+	runtime.ReadMemStats(&after)
+	if each := (after.TotalAlloc - before.TotalAlloc) / n; each > 1000 {
+		t.Errorf("%d bytes are allocated for each message of %d", each, n)
+	}
 }
